@@ -129,6 +129,10 @@ def test_every_prediction_takes_the_base_of_adapters(capsys):
         ("predict generate nowhere a", "nowhere: no such folder"),
         ("predict generate . a --file c.yaml", "bertjax predict generate: give either TEXT or --file"),
         ("predict generate . --file no.txt", "'no.txt': no such file or folder"),
+        ("predict generate . --file c.yaml --file d.txt", "bertjax predict generate: --file is given twice; give it"),
+        ("predict generate . a --beam 2 b --beam=3", "bertjax predict generate: --beam is given twice; give it once"),
+        ("evaluate . --step 1 --step 1 --step x", "bertjax evaluate: argument --step: must be an integer above 0 (got"),
+        ("tasks none --registry c.yaml --registry d.yaml", "'d.yaml': no such file or folder"),  # one that may be
         ("predict generate . a --output a.csv", "a.csv: the name of --output must end with .jsonl"),
         ("predict generate . a --sample --early-stopping true", "bertjax predict generate: --sample and beam search"),
         ("predict generate . a --min-new-tokens -1", "bertjax predict generate: argument --min-new-tokens: must be"),

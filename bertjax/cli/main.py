@@ -52,7 +52,21 @@ _EXIT_CODES_HELP = (
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
 
 
+class _StoreOnce(argparse.Action):
+    """Keeps the value of an option, and refuses a second one: argparse would drop the first in silence."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if option_string is not None and parser.given.setdefault(self.dest, values) != values:
+            parser.error(f"{option_string} is given twice; give it once")
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.given: dict[str, Any] = {}  # the value of each option so far
+        self.register("action", None, _StoreOnce)
+
     def error(self, message: str) -> Any:  # type: ignore[override]
         message = message.replace("the following arguments are required", "missing")
         raise UserError(f"{self.prog}: {message[:200]}; try --help")

@@ -79,7 +79,7 @@ def build_stage_program(
     program = stage_program(config, stage, ctx.mesh, stage.steps or DEFAULT_STEPS, teacher=planned_teacher(stage))
     stage_plan.check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
-    plan = freezing.episodes(stage.trainable, groups, program.steps)
+    plan = freezing.stage_episodes(stage, groups, program.steps)
     rates.check_patterns(stage, program.abstract_params(), plan)
     number = len(plan) - 1 if episode is None else episode
     if number >= len(plan):

@@ -15,6 +15,7 @@ _SCHEMES = {*REMOTE_SCHEMES, *(
     "gcs s3a s3n abfs abfss adl wasb wasbs hdfs http https ftp sftp ssh file hf dbfs oss swift viewfs".split()
 )}  # fmt: skip
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
+_PATH_LENGTH, _NAME_LENGTH = 4096, 255  # PATH_MAX and NAME_MAX of Linux, in bytes
 _USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 
@@ -22,7 +23,7 @@ def path_problem(path: str, *, remote: bool) -> str | None:
     """What is wrong with a path and what to do, in one line; None if nothing. `remote`: whether gs://... is allowed."""
     found = _URL.match(path)
     if not found or not (found[2].startswith("//") or found[1].lower() in _SCHEMES):
-        return None
+        return _local_problem(path)
     scheme, slashes, rest = found[1].lower(), found[2], found[3]
     shown = ascii(_USERINFO.sub("***@", path)[:100])
     if scheme == "file":
@@ -38,6 +39,21 @@ def path_problem(path: str, *, remote: bool) -> str | None:
         meant = rest.lstrip("/")
         hint = f"; did you mean {scheme}://{meant}?" if meant else ""
         return f"{shown}: an object is named like {scheme}://bucket/name{hint}"
+    return None
+
+
+def _local_problem(path: str) -> str | None:
+    """Why no local file can have this name."""
+    if path.startswith("~"):
+        try:
+            Path(path).expanduser()
+        except RuntimeError:  # of pathlib, without a home for the user
+            name = path[1:].partition("/")[0]
+            return f"{path[:100]!a}: there is no home folder of a user {name!a:.40}; write the path without ~"
+    is_pattern = any(sign in path for sign in "*?[")  # whose length is not that of the names that it finds
+    lengths = [len(part.encode("utf-8", "surrogatepass")) for part in (path, *path.split("/"))]
+    if not is_pattern and (lengths[0] > _PATH_LENGTH or max(lengths[1:]) > _NAME_LENGTH):
+        return f"{path[:40]!a}...: too long for the name of a file ({lengths[0]:,} bytes)"
     return None
 
 

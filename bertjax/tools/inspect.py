@@ -154,7 +154,7 @@ def _model(config: Config, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]
     mesh, table = make_mesh(config.mesh), merge_rules(config.mesh.rules)
     param_shardings = {p: sharding.named_sharding(mesh, names[p], x.shape, table) for p, x in params.items()}
     steps = meta.get("steps") or stage.steps or meta["step"]
-    plan = freezing.episodes(stage.trainable, freezing.param_groups(own), steps) if meta["step"] else ()
+    plan = freezing.stage_episodes(stage, freezing.param_groups(own), steps) if meta["step"] else ()
     trained = next((e.groups for e in reversed(plan) if e.start < meta["step"]), ())
     factors = {path: rate.factor for path, rate in rates.other_rates(stage.optimizer, own).items()}
     text = model_summary(own, param_shardings, trained, factors)
@@ -169,7 +169,7 @@ def _stage(config: Config, stage: Stage) -> dict[str, Any]:
     peft = peft_options(stage.trainable)
     shapes = registry.abstract_params(config.model, objective.heads, objective.num_labels, peft)
     sizes = freezing.group_sizes(shapes)
-    plan = freezing.episodes(stage.trainable, tuple(sizes), stage.steps or NOMINAL_STEPS)
+    plan = freezing.stage_episodes(stage, tuple(sizes), stage.steps or NOMINAL_STEPS)
     rates.check_patterns(stage, shapes, plan)
     others = {rate.name: rate.factor for rate in rates.other_rates(stage.optimizer, shapes).values()}
     bound = lambda at: at if stage.steps else at / NOMINAL_STEPS  # noqa: E731

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from bertjax.config.schema.model import FAMILIES
+from bertjax.config.schema.run import Stage
 from bertjax.config.schema.training import Trainable
 from bertjax.errors import UserError
 
@@ -118,6 +119,14 @@ def episodes(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple
         new = ("heads",) if "" in stack_depths(groups) else ()
         groups = tuple(group for group in groups if group in new or group.endswith(trained))
     return (Episode(0, steps, groups),)
+
+
+def stage_episodes(stage: Stage, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:
+    """`episodes` of a stage with so many steps. Raises UserError that names the stage."""
+    try:
+        return episodes(stage.trainable, groups, steps)
+    except UserError as error:
+        raise UserError(f"stages.{stage.name}.{error}") from None
 
 
 def _gradual(trainable: Trainable, groups: tuple[str, ...], steps: int) -> tuple[Episode, ...]:

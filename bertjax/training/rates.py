@@ -96,6 +96,20 @@ def check_patterns(stage: Stage, paths: Iterable[str], plan: Iterable[freezing.E
             )
 
 
+def muon_note(stage: Stage, paths: Iterable[str], plan: Iterable[freezing.Episode]) -> str | None:
+    """A line for a stage with Muon in which no matrix trains, so that AdamW does everything; None for other stages."""
+    trained = {group for episode in plan for group in episode.groups}
+    if stage.optimizer.kind != "muon" or any(
+        is_matrix(path) and group in trained for path, group in freezing.grouped(paths).items()
+    ):
+        return None
+    rate = stage.optimizer.adam_learning_rate or stage.optimizer.learning_rate
+    return (
+        f"stages.{stage.name}.optimizer: muon is for the matrices of the layers, of which none trains here (trainable: "
+        f"{stage.trainable.kind}); all that trains has AdamW, with the rate {rate:g} unless learning_rates has another"
+    )
+
+
 def _factor(rate: float | str, base: float) -> float:
     return float(rate[:-1]) if isinstance(rate, str) else rate / base
 

@@ -79,10 +79,12 @@ def open_stage(ctx: RunContext, files: StageFiles, previous: StageLabels | None)
     )  # fmt: skip
     check_batch(stage, program)
     groups = freezing.param_groups(program.abstract_params())
-    plan = freezing.episodes(stage.trainable, groups, steps)
+    plan = freezing.stage_episodes(stage, groups, steps)
     rates.check_patterns(stage, program.abstract_params(), plan)
     if unused := freezing.unused_options(stage.trainable):
         report(f"note: trainable.{', '.join(unused)}: not read by kind: {stage.trainable.kind}")
+    if note := rates.muon_note(stage, program.abstract_params(), plan):
+        report(f"note: {note}")
     if stage.optimizer.restart:
         program = replace(program, episodes=rates.restarts(stage, plan))
     return StagePlan(files, batches, labels, program, plan, local_rows(program.batch_sharding(), stage.batch_size))

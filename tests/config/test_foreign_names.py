@@ -64,7 +64,7 @@ def refused(*overrides: str) -> str:
         ("gin.DROPOUT_RATE=0.1", "in bertjax: model.dropout_rate"),
         ("partitioning.PjitPartitioner.num_partitions=2", "in bertjax: mesh.tensor"),
         ("run.output_dir=x", "in bertjax: run.root and run.name"),
-        ("push_to_hub=true", "in bertjax: not implemented: `bertjax export RUN FOLDER`"),
+        ("push_to_hub=true", "in bertjax: `bertjax export RUN --push ORG/NAME`"),
         ("objective.kind=mlm_nsp", "did you mean 'stages.STAGE.objective'?"),  # our own, in the wrong place
     ],
 )

@@ -259,12 +259,26 @@ def test_new_fields_do_not_change_the_identity_of_older_runs():
         ({"num_return_sequences": 3}, {}, ["num_return_sequences 3"]),  # transformers refuses it in greedy search
         ({"num_beams": 2, "do_sample": True, "top_k": 5},
          {"sample": True, "temperature": 1.0, "top_k": 5, "top_p": None}, ["num_beams 2"]),
+        ({"max_length": 2, "use_cache": False}, {"max_new_tokens": 1}, []),
+        ({"num_beams": 1, "newer_than_this": 3, "newer_and_off": None}, {}, ["newer_than_this 3"]),
     ],
 )  # fmt: skip
 def test_settings_of_generation(settings, expected, left):
     assert generation.to_decoding_fields(settings) == expected
     assert generation.unsupported_settings(settings) == left
     Decoding(**expected)
+
+
+@pytest.mark.parametrize(("name", "wrong", "right"), [("max_length", 1, 2), ("num_beams", 0, 1), ("min_length", -1, 0)])
+def test_numbers_that_generate_refuses_are_refused(tmp_path, name, wrong, right):
+    """transformers' generate raises for them, with the start token as the only input of the decoder."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: wrong}))
+    with pytest.raises(UserError, match=f"generation_config.json: {name} is {wrong}, it must be at least {right}"):
+        generation.read_generation_config(tmp_path)
+    with pytest.raises(UserError, match=f"^config.json: {name} is {wrong}"):
+        generation.generation_settings({"config": {name: wrong}, "generation_config": {}})
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: right}))
+    assert generation.read_generation_config(tmp_path) == {name: right}
 
 
 def test_the_number_of_answers():

@@ -280,3 +280,83 @@ def test_the_command_lists_and_prints(mine: str, capsys) -> None:
     assert "no task or mixture; did you mean 'glue_cola_v002'" in capsys.readouterr().err
     assert main(["tasks", "--registry", "none.yaml"]) == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_held_out_data_of_nested_mixtures_are_those_of_all_tasks(mine: str, tmp_path: Path) -> None:
+    """seqio's Evaluator scores `mixture.tasks`, which are those of the mixtures inside it too."""
+    nested = "mixtures: {all: {mixture: {both: 1, ten_capitals: 2, glue_v002_proportional: 3}, rate: explicit}}"
+    (tmp_path / "nested.yaml").write_text(nested)
+    config = config_of(
+        "all", [{"kind": "text_to_text", "data": "all"}], registries=[str(tmp_path / "nested.yaml"), mine]
+    )
+    names = [evaluation.name for evaluation in config.stages[0].evaluate]
+    glue = [evaluation["name"] for evaluation in plain_evaluations("glue_v002_proportional")]
+    assert names == ["capitals", "glue_cola_v002", "ten_capitals", *(name for name in glue if name != "glue_cola_v002")]
+    assert "glue_mnli_mismatched_v002" in names, "what `validation` of the inner mixture says"
+
+
+def plain_evaluations(data: str) -> list[dict[str, Any]]:
+    return [e.model_dump() for e in config_of(data, [{"kind": "text_to_text", "data": data}]).stages[0].evaluate]
+
+
+def test_a_mixture_that_contains_itself_is_refused_once(tmp_path: Path) -> None:
+    mixture = {"mixture": {"a": 1, "glue_cola_v002": 1}, "rate": "explicit"}
+    said = error_of("a", [{"kind": "text_to_text", "data": "a"}], mixtures={"a": mixture})
+    assert said.count("contain each other") == 1 and "\n" not in said
+
+
+def test_validation_that_is_no_name_is_shown_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(MINE.replace("glue_cola_v002]}", "glue_cola_v002], validation: {files: [d]}}"))
+    said = error_of("both", [{"kind": "text_to_text", "data": "both"}], registries=[str(tmp_path / "r.yaml")])
+    assert "no task or mixture {'files': ['d']}" in said
+
+
+@pytest.mark.parametrize("kind", ["[text_to_text]", "{a: 1}", "3"])
+def test_kinds_that_are_no_text_are_reported(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(MINE.replace("kind: text_to_text", f"kind: {kind}"))
+    lengths = {"inputs": 8, "targets": 8}
+    said = error_of("capitals", registries=[str(path)], task_feature_lengths=lengths)
+    assert "r.yaml:4: tasks.capitals.preprocess.kind: 'kind' must be one of" in said
+    path.write_text(MINE.replace("kind: jsonl", f"kind: {kind}"))
+    said = error_of("ten_capitals", [{"kind": "loss", "data": "ten_capitals"}], registries=[str(path)])
+    assert "r.yaml:3: tasks.ten_capitals.source.kind: 'kind' must be one of" in said
+
+
+def test_lengths_that_no_task_gets_are_refused(mine: str) -> None:
+    own = {
+        "source": {"kind": "jsonl", "files": ["a"]},
+        "preprocess": {"kind": "text_to_text", "inputs": "a", "targets": "b"},
+    }
+    lengths = {"task_feature_lengths": {"inputs": 64, "targets": 8}}
+    assert "task_feature_lengths: is for tasks from a registry, and none is used" in error_of(own, **lengths)
+    for data in ("capitals", "both", {"extends": "capitals", "limit": 2}):
+        config = config_of(data, registries=[mine], **lengths)
+        assert {task.preprocess.sequence_length for task in config.stage_tasks(config.stages[0]).values()} == {64}
+
+
+def test_a_mixture_names_each_task_once() -> None:
+    """A task twice has no other rate than once: SeqIO's rates are by name, too."""
+    mixture = {"mixture": ["glue_cola_v002", "glue_sst2_v002", "glue_cola_v002"]}
+    assert "mixture names 'glue_cola_v002' twice" in error_of(mixture)
+
+
+def test_suggestions_are_one_line_and_other_names(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text('tasks: {capitals: capitals, "capi\\ntals2": {extends: glue_cola_v002}}')
+    said = error_of("capitals", registries=[str(tmp_path / "r.yaml")])
+    assert "capitals.extends: no task or mixture 'capitals'; did you mean 'capi\\ntals2'?" in said
+
+
+def test_a_mistyped_name_in_an_override_is_suggested() -> None:
+    said = error_of("squad_v010_allanswers", (), ["tasks.squad_v010_allanswer.limit=10"])
+    assert said.endswith("source: required key is missing; did you mean 'squad_v010_allanswers'?") or (
+        "source: required key is missing; did you mean 'squad_v010_allanswers' or" in said
+    )
+    own = {"preprocess": {"kind": "span_corruption"}}
+    assert error_of("qqqq", tasks={"qqqq": own}).endswith("tasks.qqqq.source: required key is missing")
+
+
+@pytest.mark.parametrize("rate", [0, -1, ".nan", "x"])
+def test_a_wrong_rate_is_reported_where_it_is(rate: Any) -> None:
+    said = error_of("all_mix", (), [f"mixtures.all_mix.mixture.c4_v020_unsupervised={rate}"])
+    assert said.startswith("command line: mixtures.all_mix.mixture.c4_v020_unsupervised: must be ") and "\n" not in said

@@ -73,7 +73,7 @@ def refused(path: str, *overrides: str) -> str:
         ("tasks.two.source.1.files=[x]", {"tasks.two.source.1.files.0": "x"}),
         ("tasks.one.source.text_field=x", {"tasks.one.source.0.text_field": "x"}),
         ("tasks.one.source.0.text_field=x", {"tasks.one.source.0.text_field": "x"}),
-        ("mixtures.both.mixture.1=one", {"mixtures.both.mixture.1": "one"}),
+        ("mixtures.both.mixture.1=three", {"mixtures.both.mixture.1": "three"}),
         ("compare.small.trainable.adapter_size=4", {"compare.1.trainable.adapter_size": 4}),
         ("compare.1.trainable.kind=gradual", {"compare.1.trainable.kind": "gradual"}),
         ("compare.small.trainable=gradual", {"compare.1.trainable.kind": "gradual"}),

@@ -316,10 +316,10 @@ def test_options_that_contradict_each_other(opened):
             1,
             "generate: min_new_tokens 10 is above the 9 tokens of an answer; lower it or raise",
         ),
-        ({"min_new_tokens": 4, "max_new_tokens": 3}, 1, "generate: min_new_tokens 4 is above max_new_tokens 3"),
+        ({"min_new_tokens": 4, "max_new_tokens": 3}, 1, "generate: --min-new-tokens 4 is above --max-new-tokens 3"),
         ({"bad_words_ids": [[3, 64]]}, 1, "generate: bad_words_ids has 64; the ids of the model end at 63"),
         ({"bad_words_ids": [[]]}, 1, "generate: bad_words_ids has an empty list; remove it"),
-        ({"beam_size": 2, "early_stopping": True}, 1, "generate: early_stopping needs beam_rules: transformers"),
+        ({"beam_size": 2, "early_stopping": True}, 1, "generate: --early-stopping needs --beam-rules transformers"),
         ({"early_stopping": True, "beam_rules": "transformers"}, 1, "generate: --beam-rules needs beam search"),
     ):
         with pytest.raises(UserError) as error:
@@ -335,6 +335,23 @@ def test_constraints_stay_when_another_method_is_chosen():
         "bad_words_ids": [[4]],
     }  # fmt: skip
     assert not {"min_new_tokens", "early_stopping", "bad_words_ids"} & Decoding().model_dump().keys()
+
+
+@pytest.mark.parametrize(
+    ("choices", "field", "flag"),
+    [
+        ({"beam_size": 2, "length_penalty": -1.0}, "a length_penalty below 0 needs beam_rules: transformers",
+         "a --length-penalty below 0 needs --beam-rules transformers"),
+        ({"beam_size": 2, "early_stopping": True}, "early_stopping needs beam_rules: transformers",
+         "--early-stopping needs --beam-rules transformers"),
+        ({"max_new_tokens": 2, "min_new_tokens": 3}, "min_new_tokens 3 is above max_new_tokens 2",
+         "--min-new-tokens 3 is above --max-new-tokens 2"),
+    ],
+)  # fmt: skip
+def test_messages_have_options_as_the_user_writes_them(choices, field, flag):
+    for spell, said in ((str, field), (generation.as_flag, flag)):
+        with pytest.raises(UserError, match=f"^generate: {said}$"):
+            generation.override_decoding(Decoding(), choices, spell)
 
 
 def test_sampling_can_be_turned_off():

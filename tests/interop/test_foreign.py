@@ -159,6 +159,36 @@ def test_torch_files_that_are_damaged_or_run_code(bert, tmp_path, monkeypatch):
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize("form", ["sparse", "8 bits", "no data", "number as name"])
+def test_torch_tensors_that_numpy_has_not(bert, tmp_path, form):
+    torch = pytest.importorskip("torch")
+    folder = without_weights(bert, tmp_path / "torch")
+    tensors = {name: torch.tensor(array) for name, array in load_file(bert / "model.safetensors").items()}
+    name = "bert.embeddings.word_embeddings.weight"
+    changed = {
+        "sparse": lambda: {name: tensors[name].to_sparse()},
+        "8 bits": lambda: {name: tensors[name].to(torch.float8_e4m3fn)},
+        "no data": lambda: {name: tensors[name].to("meta")}, "number as name": lambda: {3: tensors[name]},
+    }[form]()  # fmt: skip
+    torch.save(tensors | changed, folder / "pytorch_model.bin")
+    said = ["not a dictionary of tensors"] if form == "number as name" else [name, "dense tensor of float32"]
+    refused(folder, "pytorch_model.bin", *said)
+
+
+def test_torch_shards_that_hold_one_tensor_are_refused(bert, tmp_path):
+    torch = pytest.importorskip("torch")
+    folder = without_weights(bert, tmp_path / "torch")
+    tensors = {name: torch.tensor(array) for name, array in load_file(bert / "model.safetensors").items()}
+    first, *others = tensors
+    torch.save({name: tensors[name] for name in others}, folder / "a.bin")
+    torch.save({first: tensors[first]}, folder / "b.bin")
+    files = {name: "b.bin" if name == first else "a.bin" for name in tensors}
+    write_json(folder / "pytorch_model.bin.index.json", {"weight_map": files})
+    assert_same(imported(folder, tmp_path)[0], bert)
+    torch.save({first: tensors[first] + 1, others[0]: tensors[others[0]]}, folder / "b.bin")
+    refused(folder, "b.bin", others[0], "as another file of pytorch_model.bin.index.json does")
+
+
 def test_without_torch_its_file_is_refused_and_flax_read(bert, tmp_path, monkeypatch):
     here = without_weights(bert, tmp_path / "torch")
     (here / "pytorch_model.bin").write_bytes(b"x")
@@ -438,6 +468,40 @@ def test_t5x_checkpoints_that_cannot_be_read(t5, spiece, tmp_path):
     write_t5x(tmp_path / "vector", flat, "flat")
     spiece(tmp_path / "vector")
     refused(tmp_path / "vector", "token_embedder/embedding has shape [4]")
+
+
+def test_t5x_arrays_that_are_there_twice_or_have_no_file_name(t5, spiece, tmp_path):
+    weights = load_file(t5["1.1"] / "model.safetensors")
+    parameters, scanned = t5x_parameters(weights), t5x_parameters(weights, scanned="layers")
+    both = parameters | {name: 2 * x for name, x in scanned.items() if "/layers/" in name}
+    write_t5x(tmp_path / "both", both, "flat")
+    spiece(tmp_path / "both")
+    refused(
+        tmp_path / "both",
+        "decoder/layers_0/encoder_decoder_attention/key/kernel",
+        "a scanned array with the same layer",
+    )
+    path = write_t5x(tmp_path / "long", parameters, "flat")
+    spiece(tmp_path / "long")
+    tree = serialization.msgpack_restore(path.read_bytes())
+    tree["optimizer"]["target"]["token_embedder"]["embedding"] = "PLACEHOLDER://" + "a" * 5000
+    path.write_bytes(serialization.msgpack_serialize(tree))
+    refused(tmp_path / "long", "is not beside it")
+
+
+def test_a_gated_t5_without_an_output_matrix_is_said_to_be_tied(t5, spiece, tmp_path):
+    parameters = t5x_parameters(load_file(t5["1.1"] / "model.safetensors"))
+    del parameters["decoder/logits_dense/kernel"]
+    write_t5x(tmp_path / "tied", parameters, "flat")
+    spiece(tmp_path / "tied")
+    _, notes, config = imported(tmp_path / "tied", tmp_path)
+    assert config["tie_word_embeddings"] and any("has no output matrix" in note for note in notes)
+    write_json(tmp_path / "tied/config.json", config)  # which says it
+    assert not any("output matrix" in note or "config.json" in note for note in convert.read(tmp_path / "tied").notes)
+    old = t5x_parameters(load_file(t5["1.0"] / "model.safetensors"))
+    write_t5x(tmp_path / "old", old, "flat")
+    spiece(tmp_path / "old")
+    assert not any("output matrix" in note for note in convert.read(tmp_path / "old").notes)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """Paths of a configuration and of the command line: which may lead to an object store, and the errors for others."""
 
+import re
+
 import pytest
+import yaml
 
 from bertjax.cli.main import main
 from bertjax.config.loading.load import load
@@ -82,6 +85,30 @@ def test_every_command_says_so_before_it_writes_anything(here, capsys, argv):
     err = capsys.readouterr().err
     assert "only a local path works here" in err and err.count("\n") == 1 and len(err) <= 301
     assert {path.name for path in here.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("~nobody-of-this-name/x.yaml", "there is no home folder of a user 'nobody-of-this-name'"),
+        ("a" * 256, "too long for the name of a file (256 bytes)"),
+        ("é" * 128, "too long for the name of a file (256 bytes)"),
+        ("a/" * 2050, "too long for the name of a file (4,100 bytes)"),
+    ],
+)
+def test_names_that_no_file_has_are_refused_by_their_key(here, capsys, path, reason):
+    with pytest.raises(UserError, match=re.escape(reason)):
+        local_path(path)
+    for section in ({"registries": [path]}, {"extends": path}, {"run": {"root": path}}, {"pretrained": path}):
+        (here / "c.yaml").write_text(yaml.safe_dump({"stages": [{"name": "s"}], **section}))
+        assert main(["train", "c.yaml"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("c.yaml:") and reason in err and next(iter(section)) in err
+
+
+def test_names_of_the_longest_kind_and_patterns_are_files():
+    for path in ("a" * 255, "é" * 127, "a/" * 2048, "[" + "ab" * 200 + "]*.txt", "~/x", "\ud800"):
+        assert path_problem(path, remote=False) is None
 
 
 def test_a_file_extends_a_local_one(here):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertjax.config.schema.model import BertConfig
+from bertjax.config.schema.run import Stage
 from bertjax.config.schema.training import AdamW, MlmNspObjective, SpanQaObjective, Trainable
 from bertjax.errors import UserError
 from bertjax.models import layer_stack, param_paths
@@ -148,6 +149,9 @@ def test_plans_without_episodes():
 def test_impossible_plans_are_user_errors(steps, episodes, words):
     with pytest.raises(UserError, match=words):
         gradual(12, steps, episodes=episodes)
+    stage = Stage(name="qa", data="b", steps=steps, trainable={"kind": "gradual", "episodes": episodes})
+    with pytest.raises(UserError, match=f"^stages.qa.*{words}"):
+        freezing.stage_episodes(stage, groups(12), steps)
 
 
 def test_groups_are_listed_from_the_bottom():

@@ -254,6 +254,24 @@ def test_a_pattern_needs_a_parameter_that_trains():
         check("embeddings", "adapters")
 
 
+@pytest.mark.parametrize("kind", ["all", "gradual", "head", "adapters", "lora"])
+def test_muon_without_a_matrix_is_said(kind):
+    model = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    peft = PeftOptions(adapter_size=2 * (kind == "adapters"), lora_rank=int(kind == "lora"), lora_targets=("query",))
+    params = registry.abstract_params(model, ("lm",), 2, peft)
+
+    def note(**options: object) -> str | None:
+        stage = Stage(name="a", data="b", steps=10, trainable=kind, optimizer={"kind": "muon", **options})
+        return rates.muon_note(stage, params, freezing.stage_episodes(stage, freezing.param_groups(params), 10))
+
+    assert note(kind="adamw") is None
+    if kind in ("all", "gradual"):
+        assert note() is None
+    else:
+        assert f"trainable: {kind}" in str(note()) and "rate 0.001 " in str(note())
+        assert "rate 0.0005 " in str(note(adam_learning_rate=5e-4))
+
+
 def test_a_layer_number_is_not_the_beginning_of_another():
     assert rates.matches("layers/1", "layers/1/mlp/output/bias") and not rates.matches("layers/1", "layers/11/mlp")
     assert rates.matches("layers/1*", "layers/11/mlp") and rates.matches("*bias", "layers/11/mlp/output/bias")

@@ -44,6 +44,8 @@ _NUMBERS = (
     "num_beams", "temperature", "top_k", "top_p", "length_penalty", "max_length", "max_new_tokens", "min_length",
     "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_return_sequences",
 )  # fmt: skip
+# The least values that `generate` of transformers accepts; max_length and min_length count the start token.
+_LEAST = {"num_beams": 1, "max_length": 2, "min_length": 0}
 CONFIG_JSON_FIELDS = (*DECODING, *UNSUPPORTED)  # those that transformers 4 keeps in config.json
 
 
@@ -64,6 +66,9 @@ def _check_numbers(found: Mapping[str, Any], where: str) -> None:
         value = found.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{where}: {name} is {value!a:.40}, not a number; correct it")
+        if value is not None and value < (least := _LEAST.get(name, value)):
+            start = ", since it counts the start token" if name == "max_length" else ""
+            raise UserError(f"{where}: {name} is {value}, it must be at least {least}{start}; correct it")
 
 
 def generation_settings(files: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def to_decoding_fields(found: Mapping[str, Any]) -> dict[str, Any]:
     if "max_new_tokens" in given:
         made["max_new_tokens"] = given["max_new_tokens"]
     elif given.get("max_length", 20) != 20:  # 20 is the default of transformers
-        made["max_new_tokens"] = max(1, given["max_length"] - 1)  # it counts the start token
+        made["max_new_tokens"] = given["max_length"] - 1  # it counts the start token
     least = given.get("min_new_tokens", max(0, given.get("min_length", 0) - 1))  # min_length also counts it
     rules: dict[str, Any] = {"min_new_tokens": least}
     rules |= {n: given[n] for n in ("no_repeat_ngram_size", "repetition_penalty", "bad_words_ids") if n in given}
@@ -108,9 +113,13 @@ def num_return_sequences(found: Mapping[str, Any]) -> int:
 
 
 def unsupported_settings(found: Mapping[str, Any]) -> list[str]:
-    """List `name value` of the settings with which `generate` of transformers gives another text than bertjax."""
+    """List `name value` of the settings with which `generate` of transformers gives another text than bertjax.
+
+    Settings that have no rule here are among them: they may be newer, and change the text.
+    """
     given = {name: value for name, value in found.items() if value is not None}
     names = [name for name, same in UNSUPPORTED.items() if name in given and given[name] not in same]
+    names += sorted(given.keys() - {*SUPPORTED, *UNSUPPORTED, *IGNORED})
     if given.get("num_return_sequences", 1) != num_return_sequences(given):
         names.insert(0, "num_return_sequences")
     if given.get("num_beams", 1) > 1 and given.get("do_sample"):

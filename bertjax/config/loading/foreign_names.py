@@ -98,13 +98,13 @@ metric_for_best_model | run.checkpoint.keep_best | NAME/SCORE, such as dev/f1
 greater_is_better | run.checkpoint.best_mode |
 early_stopping_patience | stages.STAGE.early_stopping.patience |
 early_stopping_threshold | stages.STAGE.early_stopping.min_delta |
-push_to_hub | | not implemented: `bertjax export RUN FOLDER`, then upload the folder
-hub_model_id | | not implemented: `bertjax export RUN FOLDER`, then upload the folder
+push_to_hub | | `bertjax export RUN --push ORG/NAME` after the run
+hub_model_id | | `bertjax export RUN --push ORG/NAME` after the run
 hub_token | | set HF_TOKEN
-hub_private_repo | | nothing is uploaded
-hub_strategy | | nothing is uploaded
-hub_always_push | | nothing is uploaded
-hub_revision | | nothing is uploaded
+hub_private_repo | | `bertjax export RUN --push ORG/NAME --private`
+hub_strategy | | training uploads nothing; `bertjax export RUN --push ORG/NAME`
+hub_always_push | | training uploads nothing; `bertjax export RUN --push ORG/NAME`
+hub_revision | | `bertjax export RUN --push ORG/NAME --revision BRANCH`
 ignore_data_skip | | resuming is exact and skips nothing slowly
 restore_callback_states_from_checkpoint | | checkpoints hold all state
 resume_from_checkpoint | | run the same command again: it resumes
@@ -169,7 +169,8 @@ train_file | tasks.TASK.source.files |
 validation_file | stages.STAGE.evaluate.NAME.data.source.files |
 test_file | stages.STAGE.evaluate.NAME.data.source.files |
 train_split_name | tasks.TASK.source.split |
-validation_split_percentage | | give held-out files, or a second split, to an evaluation
+validation_split_percentage | tasks.TASK.source.split, stages.STAGE.evaluate.NAME.data.source.split \
+| 5 is "[5%:]" for training and "[:5%]" for the evaluation
 max_seq_length | tasks.TASK.preprocess.sequence_length |
 max_length | tasks.TASK.preprocess.sequence_length |
 block_size | tasks.TASK.preprocess.sequence_length |
@@ -222,7 +223,7 @@ max_eval_steps | stages.STAGE.evaluate.NAME.batches |
 save_checkpoints_steps | run.checkpoint.save_every |
 keep_checkpoint_max | run.checkpoint.keep_last |
 iterations_per_loop | run.log_every |
-init_checkpoint | stages.STAGE.init_from | convert TensorFlow checkpoints with transformers first
+init_checkpoint | stages.STAGE.init_from | the run folder that `bertjax import` makes of it
 bert_config_file | model.config_from | the folder of the config.json
 vocab_file | tokenizer.path |
 do_lower_case | tokenizer.lowercase |
@@ -367,7 +368,7 @@ hidden_dim | model.hidden_size | of T5: d_model
 intermediate_dim | model.intermediate_size | of T5: d_ff
 hf_save_path | | `bertjax export RUN FOLDER`
 hf_save_steps | | `bertjax export RUN FOLDER`
-hf_upload | | not implemented: `bertjax export`, then upload the folder
+hf_upload | | `bertjax export RUN --push ORG/NAME` after the run
 require_accelerator | | --device gpu or tpu
 mixture_weights | mixtures.NAME.mixture | with rate: explicit
 train_weights | mixtures.NAME.mixture | with rate: explicit

@@ -22,7 +22,7 @@ from bertjax.config.loading.overrides import DottedOverride, expand_name, merge
 from bertjax.config.loading.yaml_reader import Node, to_plain
 from bertjax.config.schema.data import PREPROCESS, Mixture, Task
 from bertjax.config.schema.run import FeatureLengths
-from bertjax.errors import UserError
+from bertjax.errors import UserError, escape_unprintable
 from bertjax.storage.locations import path_problem
 from bertjax.storage.text import suggest_file
 
@@ -48,6 +48,7 @@ class Registry:
 
     def __init__(self, layers: list[dict[str, Node]], lengths: dict[str, Node], problems: list[str]):
         self.layers, self.lengths, self.problems = layers, lengths, problems
+        self.lengths_used = False  # whether a task has got one of `lengths`
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for layer in self.layers for name in layer))
@@ -88,17 +89,21 @@ class Registry:
     def _set_lengths(self, task: Node) -> None:
         preprocess = task.value.get("preprocess") or Node({}, task.where)
         if self.lengths and isinstance(preprocess.value, dict):
-            kind = _plain(preprocess.value.get("kind")) or "bert_pairs"
+            kind = _text(preprocess.value.get("kind")) or "bert_pairs"
             known = PREPROCESS[kind].model_fields if kind in PREPROCESS else {}
             given = {option: tokens for option, tokens in self.lengths.items() if option in known}
             task.value["preprocess"] = Node(preprocess.value | given, preprocess.where)
+            self.lengths_used |= bool(given)
 
-    def suggest(self, name: str) -> str:
-        """`; did you mean 'a' or 'b'?`, or the command that lists all."""
-        close = difflib.get_close_matches(name, self.names(), 3, 0.6)
-        close += [known for known in self.names() if len(name) > 2 and known.startswith(name) and known not in close]
-        shown = " or ".join(f"'{known}'" for known in close[:3])
-        return f"; did you mean {shown}?" if shown else "; `bertjax tasks` lists the shipped ones"
+    def suggest(self, name: str, any_hint: bool = True) -> str:
+        """`; did you mean 'a' or 'b'?`; else the command that lists all, with `any_hint`."""
+        names = [known for known in self.names() if known != name]  # a section that extends itself may have it
+        close = difflib.get_close_matches(name, names, 3, 0.6)
+        close += [known for known in names if len(name) > 2 and known.startswith(name) and known not in close]
+        shown = escape_unprintable(" or ".join(f"'{known}'" for known in close[:3]))
+        if not shown:
+            return "; `bertjax tasks` lists the shipped ones" if any_hint else ""
+        return f"; did you mean {shown}?"
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return a section as plain data for a configuration file: `{"tasks": {name: {...}}}`."""
@@ -177,19 +182,29 @@ def expand(tree: Node, problems: list[str]) -> dict[str, str]:
     """
     registries = _registry_files(tree.value.pop("registries", None), problems)
     lengths = _read_lengths(tree.value.pop("task_feature_lengths", None), problems)
+    expansion = _Expansion(tree, registries, lengths, problems)
     try:
-        return _Expansion(tree, registries, lengths, problems).run()
+        unknown = expansion.run()
     except UserError as error:
         problems.append(str(error))
         return {}
+    if lengths and not unknown and not expansion.registry.lengths_used:
+        where = next(iter(lengths.values())).where
+        problems.append(
+            f"{where}: task_feature_lengths: is for tasks from a registry, and none is used here; set sequence_length "
+            "and target_length under preprocess of the tasks"
+        )
+    return unknown
 
 
 def _registry_files(given: Node | None, problems: list[str]) -> list[Path]:
     paths = []
     for item in _elements(given):
         name = item.value
-        if not isinstance(name, str) or path_problem(name, remote=False):
+        if not isinstance(name, str):
             problems.append(f"{item.where}: registries: expected the path of a YAML file")
+        elif problem := path_problem(name, remote=False):
+            problems.append(f"{item.where}: registries: {problem}")
         elif (path := registry_path(name, Path())) is None:
             shipped = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
             hint = suggest_file(Path(name)) or f"; the shipped registries are: {shipped}"
@@ -235,6 +250,8 @@ class _Expansion:
                     if "extends" not in section.value and name in shared and not _is_complete(section.value):
                         section = Node({"extends": Node(name, section.where), **section.value}, section.where)
                     self.own.setdefault(name, section)
+                    if kind == "tasks" and not {"extends", "source"} & section.value.keys():
+                        self.unknown[name] = self.registry.suggest(name, any_hint=False)  # a change of another name
         for name in list(self.own):
             self._add(name)
         stages = _mappings(self.tree.value.get("stages"))
@@ -286,6 +303,7 @@ class _Expansion:
         registry = Registry([{**self.own, path: data}, *self.registry.layers[1:]], self.registry.lengths, self.problems)
         entry = registry.find(path)
         assert entry is not None
+        self.registry.lengths_used |= registry.lengths_used
         return Entry(copy.deepcopy(entry.section), entry.is_mixture, entry.validation)
 
     def _evaluations(self, item: Node, stage: Node) -> list[Node]:
@@ -302,21 +320,27 @@ class _Expansion:
             members = entry.validation or Node([], data.where)
         else:
             members = Node([data], data.where)
-            named = self.registry.find(data.value)
-            if named is not None and named.is_mixture:
-                names = [Node(name, data.where) for name in _names(named.section)]
-                members = named.validation or Node(names, data.where)
-        made = []
+        tasks = self._heldout_tasks(members, path)
+        return [self._evaluation(item, found, path, name) for name, found in tasks.items()]
+
+    def _heldout_tasks(self, members: Node, path: str, seen: frozenset[str] = frozenset()) -> dict[str, Entry]:
+        """{name: entry} of the tasks that score data: those named, and of mixtures their `validation` or their tasks.
+
+        seen: the mixtures around, which a mixture that contains itself would lead back to.
+        """
+        found: dict[str, Entry] = {}
         for member in _elements(members):
-            found = self.registry.find(member.value) if isinstance(member.value, str) else None
-            if found is None or found.is_mixture:
-                name = f"'{member.value!s:.80}'"
-                reason = f"{name} is a mixture; name its tasks" if found else f"no task or mixture {name}"
-                hint = "" if found else self.registry.suggest(str(member.value))
-                self.problems.append(f"{member.where}: {path}: {reason}{hint}")
-            else:
-                made.append(self._evaluation(item, found, path, member.value))
-        return made
+            entry = self.registry.find(member.value) if isinstance(member.value, str) else None
+            if entry is None:
+                shown, hint = _plain(member), self.registry.suggest(str(_plain(member)))
+                self.problems.append(f"{member.where}: {path}: no task or mixture {shown!a:.80}{hint}")
+            elif not entry.is_mixture:
+                found[member.value] = entry
+            elif member.value not in seen:
+                names = [Node(name, member.where) for name in _names(entry.section)]
+                below = entry.validation or Node(names, member.where)
+                found |= self._heldout_tasks(below, path, seen | {member.value})
+        return found
 
     def _evaluation(self, item: Node, entry: Entry, path: str, name: str, has_split: bool = False) -> Node:
         """The evaluation with the held-out data of a task, and with its name if it has none."""
@@ -338,15 +362,24 @@ class _Expansion:
 
 
 def add_hints(problems: list[str], hints: dict[str, str]) -> list[str]:
-    """Complete the lines about tasks that are not in the configuration with similar names."""
+    """Complete the lines about tasks that are not in the configuration, or have no source, with similar names."""
     for name, hint in hints.items():
-        ending = f"uses task '{name}', which is not under 'tasks:'"
-        problems = [line + hint if line.endswith(ending) else line for line in problems]
+        endings = (
+            f"uses task '{name}', which is not under 'tasks:'",
+            f": tasks.{name}.source: required key is missing",
+        )
+        problems = [line + hint if line.endswith(endings) else line for line in problems]
     return problems
 
 
 def _plain(node: Node | None) -> Any:
     return None if node is None else to_plain(node)
+
+
+def _text(node: Node | None) -> str | None:
+    """The text of a node; None for anything else, which validation reports."""
+    value = _plain(node)
+    return value if isinstance(value, str) else None
 
 
 def _mappings(node: Node | None) -> list[Node]:
@@ -357,8 +390,8 @@ def _extends(data: Node) -> bool:
     return isinstance(data.value, dict) and "extends" in data.value
 
 
-def _kinds(task: Node) -> set[Any]:
-    return {_plain(source.value.get("kind")) for source in _mappings(task.value.get("source"))}
+def _kinds(task: Node) -> set[str | None]:
+    return {_text(source.value.get("kind")) for source in _mappings(task.value.get("source"))}
 
 
 def _fits(task: Node, base: Node) -> bool:

@@ -338,7 +338,9 @@ class Mixture(Section):
     A mixture inside another one needs an explicit rate there, which its tasks share by its own rates.
     """
 
-    mixture: list[str] | dict[str, float] = Field(min_length=1, description="Tasks or mixtures, or the rate of each.")
+    mixture: list[str] | dict[str, PositiveFloat] = Field(
+        min_length=1, description="Tasks or mixtures, or the rate of each."
+    )
     rate: Literal["proportional", "equal", "explicit"] = Field(
         "proportional", description="`proportional`: to the number of examples, after `limit` and `temperature`."
     )
@@ -349,8 +351,8 @@ class Mixture(Section):
     def _check(self) -> "Mixture":
         if (self.rate == "explicit") != isinstance(self.mixture, dict):
             raise ValueError("explicit rates are written as 'mixture: {task: rate}' with 'rate: explicit'")
-        if isinstance(self.mixture, dict) and any(not r > 0 for r in self.mixture.values()):
-            raise ValueError("every explicit rate must be above zero")
+        if twice := [name for i, name in enumerate(self.mixture) if name in [*self.mixture][:i]]:
+            raise ValueError(f"mixture names {twice[0]!a:.80} twice; name it once, and its share in 'rate: explicit'")
         if self.rate != "proportional" and (self.limit is not None or self.temperature != 1.0):
             raise ValueError(f"limit and temperature change proportional rates; with 'rate: {self.rate}' give neither")
         return self

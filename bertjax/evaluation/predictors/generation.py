@@ -195,7 +195,7 @@ def _imported_decoding(restored: RestoredCheckpoint) -> tuple[Decoding, int]:
     if left := generation.unsupported_settings(settings):
         print_note(f"generation settings of the imported folder that are not supported: {', '.join(left)}")
     try:
-        decoding = override_decoding(Decoding(), generation.to_decoding_fields(settings))
+        decoding = override_decoding(Decoding(), generation.to_decoding_fields(settings), str)
     except UserError as error:
         place = f"{restored.where}: {generation.FILENAME}, or config.json"
         raise UserError(f"{place}: {str(error).removeprefix('generate: ')}; correct it") from None
@@ -214,6 +214,16 @@ def _resets(settings: Decoding, choices: Mapping[str, Any]) -> bool:
     )
 
 
+_SPELLED = re.compile(rf"\b({'|'.join((*_KEPT[:-1], *_OF_BEAMS, 'temperature', 'top_k', 'top_p'))})\b(: (?=\w))?")
+
+
+def _spelled(message: str, spell: Spell) -> str:
+    """A message of `Decoding` with options as the user writes them: `beam_rules: x`, or `--beam-rules x`."""
+    if spell is str:
+        return message
+    return _SPELLED.sub(lambda found: spell(found[1]) + (" " if found[2] else ""), message)
+
+
 def override_decoding(settings: Decoding, choices: dict[str, Any], spell: Spell = as_flag) -> Decoding:
     """Override fields; choosing sampling or a beam size resets the fields of the other methods."""
     if _resets(settings, choices):
@@ -228,7 +238,7 @@ def override_decoding(settings: Decoding, choices: dict[str, Any], spell: Spell 
         place = "".join(f"{part}: " for part in (name, *(i for i in inside if isinstance(i, int))) if part != "")
         same = [reason["msg"].removeprefix("Value error, ") for reason in reasons if (*reason["loc"], "")[0] == name]
         said = " or ".join(same) if any(isinstance(part, str) for part in inside) else same[0]  # the kinds of a union
-        raise UserError(f"generate: {place}{said}") from None
+        raise UserError(f"generate: {place}{_spelled(said, spell)}") from None
     if made.beam_size == 1 and (unused := [name for name in _OF_BEAMS if name in choices]):
         raise UserError(f"generate: {spell(unused[0])} needs beam search; give {spell('beam_size')} N above 1")
     return made

@@ -22,7 +22,7 @@ class ForeignCheckpoint:
 
 def damaged(path: Path, error: Exception | str, format: str) -> UserError:
     """The error for a file that cannot be read as `format`."""
-    reason = " ".join(str(error).split())[:100]
+    reason = " ".join(str(error).split())[:100] or type(error).__name__
     return UserError(f"{path}: not a sound {format} ({reason}); download or save it again")
 
 

@@ -36,6 +36,7 @@ def read(folder: Path, index: Path, tensors: Mapping[str, BundleTensor], tokeniz
     if (folder / "config.json").is_file():
         files["config.json"] = folder / "config.json"
     config, notes = t5_folder.read_config(folder, (folder,), shape_of)
+    of_config = len(notes)
     state = {name: found[1] or name for name in tensors if (found := _STATE.fullmatch(name))}
     wanted = {name: variable(name) for name in t5_folder.tensor_names(folder, config)}
     check_names(index, tensors, wanted.values(), "T5 of this size", {*state, _UNUSED})
@@ -46,7 +47,7 @@ def read(folder: Path, index: Path, tensors: Mapping[str, BundleTensor], tokeniz
     if state:
         notes.append(f"{index}: Adafactor's state is not read: {tf_bundle.count_by_kind(state)}")
     if "config.json" in files:
-        return ForeignCheckpoint(weights, files, {}, tuple(notes[1:]))
+        return ForeignCheckpoint(weights, files, {}, tuple(notes[of_config:]))
     return ForeignCheckpoint(weights, files, {"config.json": config}, tuple(notes))
 
 

@@ -6,7 +6,7 @@ transformers 4 saves them, in one piece or as the shards of an index. Flax names
 `weight`, and the levels are joined by dots.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,18 +64,24 @@ def read_torch(folder: Path) -> ForeignCheckpoint:
         except Exception as error:  # torch raises pickle's, zipfile's and its own
             reason = "it holds more than weights" if "weights_only" in str(error) else error
             raise damaged(path, reason, "torch file of weights") from None
-        if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
+        named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+        if not named or not all(isinstance(x, torch.Tensor) for x in found.values()):
             raise damaged(path, "not a dictionary of tensors", "torch file of weights")
-        return found
+        return {name: as_numpy(path, name, x) for name, x in found.items()}
 
-    def as_numpy(tensor: Any) -> np.ndarray:
-        tensor = tensor.detach().contiguous()
-        if tensor.dtype == torch.bfloat16:  # numpy has it under another name
-            return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-        return tensor.numpy()
+    def as_numpy(path: Path, name: str, tensor: Any) -> np.ndarray:
+        try:
+            tensor = tensor.detach().contiguous()
+            if tensor.dtype == torch.bfloat16:  # numpy has it under another name
+                return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
+            return tensor.numpy()
+        except (TypeError, RuntimeError, NotImplementedError):  # sparse, quantized, 8 bits, or without data
+            kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}".replace("torch.", "")
+            raise UserError(
+                f"{path}: tensor '{name}' cannot be read ({kind}); save it as a dense tensor of float32 or bfloat16"
+            ) from None
 
-    weights = {name: as_numpy(x) for name, x in _merge(folder, TORCH, read)}
-    return ForeignCheckpoint(weights, _other_files(folder))
+    return ForeignCheckpoint(_merge(folder, TORCH, read), _other_files(folder))
 
 
 def read_flax(folder: Path) -> ForeignCheckpoint:
@@ -92,7 +98,7 @@ def read_flax(folder: Path) -> ForeignCheckpoint:
             raise damaged(path, "not a tree of arrays", "Flax file of weights")
         return flat
 
-    weights = dict(to_torch(name, array) for name, array in _merge(folder, FLAX, read))
+    weights = dict(to_torch(name, array) for name, array in _merge(folder, FLAX, read).items())
     return ForeignCheckpoint(weights, _other_files(folder))
 
 
@@ -103,15 +109,19 @@ def to_torch(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     return there, np.ascontiguousarray(array.T if leaf == "kernel" else array)
 
 
-def _merge(
-    folder: Path, name: str, read: Callable[[Path], Mapping[str, Any]]
-) -> Iterator[tuple[str, Any]]:  # one file at a time
+def _merge(folder: Path, name: str, read: Callable[[Path], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of all files. Raises UserError where two files hold one name."""
     index = folder / f"{name}.index.json"
     paths = [folder / name]
     if not paths[0].is_file():
         paths = safetensors_folder.shard_files(index, Path(name).suffix)
+    arrays: dict[str, np.ndarray] = {}
     for path in paths:
-        yield from read(path).items()
+        found = read(path)
+        if twice := sorted(found.keys() & arrays.keys()):
+            raise UserError(f"{path}: holds '{twice[0]}', as another file of {index.name} does; remove one of them")
+        arrays |= found
+    return arrays
 
 
 def _check_pointer(path: Path) -> None:

@@ -67,7 +67,10 @@ def read_config(
     note = (
         f"{place}: has no config.json: sizes are those of its arrays, feed_forward_proj: {config['feed_forward_proj']}"
     )
-    return config, [f"{note} {source}"]
+    notes = [f"{note} {source}"]
+    if gated and config["tie_word_embeddings"]:  # of no published version, so that it may have been lost
+        notes.append(f"{place}: has no output matrix, which T5 1.1 has: the embeddings are taken for it, scaled")
+    return config, notes
 
 
 def tensor_names(place: Path, config: dict[str, Any]) -> list[str]:

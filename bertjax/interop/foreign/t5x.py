@@ -68,13 +68,14 @@ def read(place: Path, path: Path, tokenizer: Path | None) -> ForeignCheckpoint:
         return None if (found := arrays.get(_parameter(name))) is None else _to_torch(name, found).shape
 
     config, notes = t5_folder.read_config(place, folders, shape_of)
+    of_config = len(notes)
     wanted = {name: _parameter(name) for name in t5_folder.tensor_names(path, config)}
     check_names(path, arrays, wanted.values(), "T5 of this size")
     weights = {name: _to_torch(name, arrays[here]) for name, here in wanted.items()}
     if others:
         notes.append(f"{path}: the optimizer's state ({others} arrays) is not read; training starts with a new one")
     if own:
-        return ForeignCheckpoint(weights, files, {}, tuple(notes[1:]))
+        return ForeignCheckpoint(weights, files, {}, tuple(notes[of_config:]))
     return ForeignCheckpoint(weights, files, {"config.json": config}, tuple(notes))
 
 
@@ -129,8 +130,14 @@ def _read_zarr(folder: Path, index: Path) -> np.ndarray:
     """A zarr array in its dtype. Raises UserError, also for missing chunks, which would read as zeros."""
     import tensorstore
 
-    if not (folder / ".zarray").is_file():
-        raise UserError(f"{index}: names the array {folder.name}, which is not beside it; copy the whole checkpoint")
+    try:
+        there = (folder / ".zarray").is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
+        raise UserError(
+            f"{index}: names the array {folder.name!a:.80}, which is not beside it; copy the whole checkpoint"
+        )
     try:
         about = json.loads((folder / ".zarray").read_text(encoding="utf-8"))
         grid = [ceil(size / chunk) for size, chunk in zip(about["shape"], about["chunks"], strict=True)]
@@ -171,6 +178,8 @@ def _unscan(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
                 rest = name.split("/", 2)[2]
                 found |= {f"{stack}/layers_{i}/{rest}": array.take(i, axis) for i in range(shape[axis])}
     scanned = re.compile(r"encoder/(layers|encoder)/|decoder/(layers|decoder)/")
+    if twice := sorted(found.keys() & arrays.keys()):
+        raise UserError(f"{path}: holds {twice[0]} and a scanned array with the same layer; give a checkpoint with one")
     return {name: array for name, array in arrays.items() if not scanned.match(name)} | found
 
 
