@@ -130,9 +130,9 @@ def test_any_broken_file_of_the_newest_step(tmp_path: Path, harm: str) -> None:
 
 
 def run_python(code: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:2]])}
-    root = str(Path(__file__).resolve().parents[2])
-    env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
+    here = Path(__file__).resolve()
+    paths = os.pathsep.join([str(here.parents[2]), str(here.parent), str(here.parents[1] / "kit")])
+    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": paths}
     command = [sys.executable, "-c", code, *args]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, **kwargs)
 
