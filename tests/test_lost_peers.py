@@ -13,6 +13,7 @@ from pathlib import Path
 
 import peer_storm
 import pytest
+import tally
 from fork_server import Fault, ForkedProcess
 from peer_storm import Storm, exit_codes
 
@@ -106,6 +107,7 @@ def test_a_process_killed_anywhere_is_75_for_the_other(start, tmp_path, place, v
     survive(start({victim: [(where, call, "kill")]}), victim)
     assert set(codes(start({}))) == {0}, "the same command goes on"
     assert committed_steps(tmp_path / "runs" / "tiny" / "checkpoints" / "00-pretrain")[-1] == 6
+    tally.add("one of 2 processes killed", "SIGKILL at a given place, as a save or the end", 1, detected=1)
 
 
 @SLOW
@@ -115,6 +117,7 @@ def test_the_same_in_a_run_with_a_model(start, place, victim):
     where, call = IN_A_MODEL[place]
     survive(start({victim: [(where, call, "kill")]}, model=True), victim)
     assert set(codes(start({}, model=True))) == {0}, "the same command goes on"
+    tally.add("one of 2 processes killed", "SIGKILL at a given place, as a save or the end", 1, detected=1)
 
 
 @SLOW
@@ -186,6 +189,11 @@ def assert_nothing_lost(storm: Storm, times: int) -> None:
     assert report.times >= times and report.runs >= 1 and report.bad == [], report.summary()
     assert report.differing == 0 and report.lost_checkpoints == 0, report.summary()
     assert max(report.redone) <= 2 * peer_storm.SAVE_EVERY and max(report.exits) < peer_storm.EXIT_SECONDS
+    tally.add(
+        f"one of {storm.processes} processes killed, stopped or signalled", "at a random time, saves at every 3rd step",
+        report.times, lost=report.differing + report.lost_checkpoints, detected=report.times - len(report.bad),
+        recovery=report.recoveries,
+    )  # fmt: skip
 
 
 @pytest.mark.timeout(900)

@@ -80,8 +80,11 @@ def arrays(run: Path) -> Any:
     return [json.loads((step / "digest" / "metadata").read_text())["leaves"] for step in last]
 
 
-def live_and_die(config: Config, base: Path, rng: random.Random) -> bool:
-    """One life of the run, ended by SIGKILL at a random moment of its start or of its training; False: it finished."""
+def live_and_die(config: Config, base: Path, rng: random.Random, recoveries: list[float]) -> bool:
+    """One life of the run, ended by SIGKILL at a random moment of its start or of its training; False: it finished.
+
+    Adds the seconds to the first line of a resumed life to `recoveries`.
+    """
     path, began = config.run_dir / "metrics.jsonl", time.monotonic()
     old = path.stat().st_ino if path.exists() else None  # a resumed run replaces its record, and then adds to it
     start: int | None = None
@@ -94,6 +97,8 @@ def live_and_die(config: Config, base: Path, rng: random.Random) -> bool:
             return False
         now = path.stat() if path.exists() else None
         if now is not None and now.st_ino != old:
+            if start is None and old is not None:
+                recoveries.append(time.monotonic() - began)
             start = now.st_size if start is None else start
             if now.st_size - start >= 400 * lines:
                 until = 0.0
@@ -132,9 +137,10 @@ def storm(project: Path, root: Path, kills: int, seed: int, overrides: list[str]
     reference = load(project / "tiny.yaml", [f"run.root={root}", "run.name=whole", *overrides])
     assert os.waitpid(fork(reference, project), 0)[1] == 0
     expected, report = seen(reference.run_dir), {"kills": 0, "runs": 0, "steps": 0, "lost_checkpoints": 0, "redone": []}
+    report["recoveries"] = recoveries = list[float]()
     differing, began, reached = set(), time.monotonic(), (0, 0)
     while config is not None:
-        killed = report["kills"] < kills and live_and_die(config, project, rng)
+        killed = report["kills"] < kills and live_and_die(config, project, rng, recoveries)
         if not killed:
             assert os.waitpid(fork(config, project), 0)[1] == 0  # a finished run changes nothing any more
         found = seen(config.run_dir)

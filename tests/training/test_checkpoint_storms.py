@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tally
 
 from bertjax.config.schema.run import CheckpointPolicy
 from bertjax.errors import UserError
@@ -86,6 +87,13 @@ def test_no_flipped_bit_is_silent(tmp_path: Path) -> None:
         path.write_bytes(sound)
     assert caught["arrays"] >= 40 and caught["any file"] >= 10, caught
     assert bits(reader(tmp_path).restore(wanted)[1]) == expected
+    found = sum(caught.values())
+    tally.add(
+        "a bit changed in a checkpoint",
+        "one random bit; else it is in bytes that nothing reads",
+        len(plan),
+        detected=found,
+    )
 
 
 HARMS: dict[str, Callable[[Path], None]] = {
@@ -116,12 +124,15 @@ def test_any_broken_file_of_the_newest_step(tmp_path: Path, harm: str) -> None:
         went_back += step == 10
         shutil.rmtree(broken)
     assert went_back >= 4, (went_back, names)
+    tally.add(
+        f"a file of the newest step {harm}", "each file once; else it is not needed", len(names), detected=went_back
+    )
 
 
 def run_python(code: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:2]])}
-    root = str(Path(__file__).resolve().parents[2])
-    env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
+    here = Path(__file__).resolve()
+    paths = os.pathsep.join([str(here.parents[2]), str(here.parent), str(here.parents[1] / "kit")])
+    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": paths}
     command = [sys.executable, "-c", code, *args]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, **kwargs)
 
@@ -192,6 +203,7 @@ def test_kill_9_loses_no_committed_step(tmp_path: Path) -> None:
             newest = int(line)
     assert len(starts) == 11 and newest >= 10
     assert not (tmp_path / "ck" / "quarantine").exists()
+    tally.add("process killed", "SIGKILL at a random time of saves in a row", 10)
 
 
 FULL = """
@@ -238,6 +250,7 @@ def test_a_full_disk_is_one_line_and_costs_no_step(tmp_path: Path) -> None:
     assert lines[2] == "steps [1] [1] ['1', 'writer.lock']"
     assert lines[3] == "steps [3] [1, 3]"
     assert done.stderr == ""  # no traceback of Orbax's
+    tally.add("full disk", "a limit on the size of files", 2, detected=2)
 
 
 BROKEN = """

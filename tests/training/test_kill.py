@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tally
 
 STORM = Path(__file__).with_name("kill_storm.py")
 SAVE_EVERY = 4
@@ -34,6 +35,8 @@ def assert_nothing_lost(found: dict[str, Any], kills: int) -> None:
     assert found["whole"] and found["arrays"], found  # every step once; parameters, slots and key to the last bit
     assert found["lost_checkpoints"] == 0, found
     assert found["redone"] <= 2 * SAVE_EVERY, found
+    lost = found["differing"] + found["lost_checkpoints"]
+    tally.add("process killed", "SIGKILL at a random time of a run", kills, lost=lost, recovery=found["recoveries"])
 
 
 def test_three_kills(tiny_project, tmp_path):

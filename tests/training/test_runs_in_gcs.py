@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tally
 from gcs_server import Fault, Server
 
 from bertjax.cli.main import main
@@ -604,6 +605,7 @@ def test_forty_kills(bucket: Server, tiny_project: Path, tmp_path: Path, monkeyp
         lines = [json.loads(line) for line in bucket.text(f"runs/r{number}/metrics.jsonl").splitlines()]
         seen = [(line["stage"], line["step"]) for line in lines if line["kind"] == "train"]
         assert len(seen) == len(set(seen)) == 80
+    tally.add("process killed", "SIGKILL at a random time, continued on an empty disk", kills, where="gs://")
 
 
 @pytest.mark.slow

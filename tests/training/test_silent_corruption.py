@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tally
 from checkpoint_trees import make_tree, mesh_of
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -41,6 +42,7 @@ def test_twenty_of_twenty_single_bits_are_found_with_their_device():
         path, device = rng.choice(sorted(leaves)), rng.choice(jax.devices()[:8])
         damaged = leaves | {path: flip(leaves[path], device, rng)}
         assert find_differing_replicas(damaged) == [(path, [device.id])]
+    tally.add("a bit changed in a copy of the state", "one random bit on one of 8 devices", 20, detected=20)
 
 
 def test_parts_of_an_array_are_compared_with_their_own_copies_only():
@@ -121,3 +123,4 @@ def test_no_false_alarm_in_500_steps(made):
     for number in range(1, 501):
         state, _ = check.run_step(number, step, state, batch)
     assert int(state.step) == 500
+    tally.add("none (false alarms)", "copies compared after each of 500 steps", 500, detected=0)
