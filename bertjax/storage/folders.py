@@ -1,8 +1,9 @@
-"""What a folder of checkpoints on a disk has and one in an object store has not: renames, empty folders, fsync.
+"""What a folder of checkpoints on a disk has and one in an object store has not: renames, fsync.
 
 On a disk a step gets its final name in one rename. In an object store its objects are written under the final name, and
 the step is complete once Orbax has written `commit_success.txt` into it: without that marker it is not there. Deleting
-a step and putting it in quarantine therefore begin with the marker.
+a step and putting it in quarantine therefore begin with the marker. Buckets with a hierarchical namespace keep folders
+whose objects are gone: an empty folder means nothing, and is removed where something is to be written.
 """
 
 import json
@@ -24,7 +25,7 @@ QUARANTINE = "quarantine"
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder; an object store has none but those that its objects imply. Raises OSError."""
+    """Create a folder on a disk; in an object store its objects bring it about. Raises OSError."""
     if not remote.is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -79,6 +80,19 @@ def _check_bucket(folder: Path) -> None:
         log.debug("%s: %s", bucket, error)
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether a folder of an object store holds an object, in it or below it."""
+    with remote.remote_errors(folder):
+        files = remote.file_system(folder)
+        files.invalidate_cache()
+        try:
+            return bool(files.find(str(folder)))
+        except FileNotFoundError:
+            return False
+        finally:
+            files.invalidate_cache()
+
+
 def _is_file(path: Path) -> bool:
     return remote.file_size(path) is not None
 
@@ -120,7 +134,7 @@ def quarantine_folder(folder: Path, name: str, reason: str) -> str:
 
 def make_room(folder: Path, name: str) -> None:
     """Remove what an object store holds under the name of a folder that is about to be written."""
-    if remote.is_remote(folder) and list_names(folder / name):
+    if remote.is_remote(folder) and list_folders(folder, name.__eq__):
         log.warning("%s: the incomplete or damaged one there is replaced", folder / name)
         remove_objects(folder / name)
 
@@ -155,7 +169,7 @@ def _quarantined(folder: Path) -> set[str]:
 
 
 def remove_objects(folder: Path) -> None:
-    """Remove every object below a folder of an object store."""
+    """Remove every object below a folder of an object store, and the folders in buckets that have such."""
     with remote.remote_errors(folder):
         files = remote.file_system(folder)
         files.invalidate_cache()
@@ -163,7 +177,7 @@ def remove_objects(folder: Path) -> None:
             if names := files.find(str(folder)):
                 files.rm(names)
                 files.invalidate_cache()
-                files.rm(str(folder), recursive=True)  # the folder itself, in a bucket that has such
+            files.rm(str(folder), recursive=True)  # folders, which may be empty
         except FileNotFoundError:  # it has none, or another client was faster
             pass
         finally:

@@ -140,15 +140,17 @@ def _newest_step(root: Path, names: set[str]) -> str | None:
     if len(names & set(_STEP_PARTS)) >= 2:
         return "."
     if steps := [name for name in names if name.isascii() and name.isdigit()]:
-        complete = folders.complete_folders(root, steps.__contains__)
-        if complete or not _is_being_written(root):
-            return max(complete or steps, key=int)
+        found = folders.complete_folders(root, steps.__contains__)
+        if not found and not _is_being_written(root):
+            found = [name for name in steps if folders.holds_files(root / name)]
+        if found:
+            return max(found, key=int)
     if "checkpoints" in names:
-        found = _newest_step(root / "checkpoints", _names(root / "checkpoints"))
-        return found and f"checkpoints/{found}"
+        step = _newest_step(root / "checkpoints", _names(root / "checkpoints"))
+        return step and f"checkpoints/{step}"
     for stage in sorted((name for name in names if name[:2].isdecimal() and name[2:3] == "-"), reverse=True):
-        if found := _newest_step(root / stage, _names(root / stage)):
-            return f"{stage}/{found}"
+        if step := _newest_step(root / stage, _names(root / stage)):
+            return f"{stage}/{step}"
     return None
 
 
