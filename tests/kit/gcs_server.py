@@ -60,6 +60,7 @@ class Server:
     requests: list[tuple[str, str]] = field(default_factory=list)  # method, name or prefix
     lock: Any = field(default_factory=threading.RLock)
     generation: int = 1_000_000
+    delay: float = 0.0  # seconds before each request is done
     held: Any = field(default_factory=threading.Event)  # a request waits for ever
     url: str = ""
 
@@ -112,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             shown = _multipart(body, self.headers.get("Content-Type", ""))[0]
         with store.lock:
             store.requests.append((self.command, shown))
+        if store.delay:
+            time.sleep(store.delay)
         fault = store.fault(self.command, shown)
         if isinstance(fault, int):
             return self._send(fault, {"error": {"code": fault, "message": "asked for by a test"}})

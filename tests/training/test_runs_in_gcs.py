@@ -199,14 +199,21 @@ def test_a_damaged_step_is_put_aside(run: str, bucket: Server, tiny_project: Pat
 
 
 @pytest.mark.slow
-def test_variants_are_compared_in_a_bucket(bucket: Server, tiny_project: Path, monkeypatch, capsys):
+def test_variants_are_compared_in_a_bucket(bucket: Server, tiny_project: Path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tiny_project)
     compare = "compare=[{name: full, trainable: all}, {name: head, trainable: head}]"
-    assert main(["compare", "tiny.yaml", "run.root=gs://bucket/runs", *SHORT, compare]) == 0
-    assert "head" in capsys.readouterr().out
+    words = ["compare", "tiny.yaml", "run.root=gs://bucket/runs", *SHORT, compare]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    assert "head" in first and not Path("runs").exists()
     assert {f"runs/tiny-comparison.{ending}" for ending in ("md", "json", "html")} <= set(bucket.names("runs/"))
     found = json.loads(bucket.text("runs/tiny-comparison.json"))
     assert [row["run"] for row in found["methods"]] == [f"gs://bucket/runs/tiny-{name}" for name in ("full", "head")]
+    before = {name: bucket.text(name) for name in bucket.names("runs/") if name.endswith("metrics.jsonl")}
+    gcs_server.install(bucket, tmp_path / "elsewhere", monkeypatch)  # a machine without copies
+    assert len(before) == 3 and main(words) == 0
+    assert capsys.readouterr().out == first
+    assert {name: bucket.text(name) for name in before} == before, "a finished run is not repeated"
 
 
 @pytest.mark.slow
