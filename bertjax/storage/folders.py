@@ -61,23 +61,26 @@ def list_names(folder: Path) -> dict[str, bool]:
         try:
             found = files.ls(str(folder), detail=True)
         except FileNotFoundError:
-            _check_bucket(folder)
+            if not bucket_exists(folder):
+                raise
             return {}
         finally:
             files.invalidate_cache()  # Orbax asks the same client
         return {each["name"].rstrip("/").rpartition("/")[2]: each["type"] == "directory" for each in found}
 
 
-def _check_bucket(folder: Path) -> None:
-    """Raise FileNotFoundError if there is no such bucket."""
-    bucket = str(folder).partition("://")[2].partition("/")[0]
+def bucket_exists(folder: Path) -> bool:
+    """Whether there is the bucket of a folder, as far as the rights to ask for it go."""
+    scheme, _, name = str(folder).partition("://")
+    bucket = f"{scheme}://{name.partition('/')[0]}"
     files = remote.file_system(folder)
     try:
         files.info(bucket)
     except FileNotFoundError:
-        raise
+        return False
     except Exception as error:  # noqa: BLE001  (rights for objects do not include those for the bucket's own data)
         log.debug("%s: %s", bucket, error)
+    return True
 
 
 def holds_files(folder: Path) -> bool:

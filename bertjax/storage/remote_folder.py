@@ -41,14 +41,26 @@ def fetch(url: str, *, weights: bool, step: str | None = None) -> Path:
                 is_model = "config.json" in names
                 wanted = sorted(_hugging_face(names, weights) if is_model else _run(root, names, newest, weights))
             if not wanted:
-                what = "neither config.json (Hugging Face) nor a checkpoint"
-                raise UserError(f"{url}: no such folder, or it holds {what}")
+                raise UserError(f"{url}: {why_nothing(root)}")
             return _copy_wanted(root, wanted, newest, weights)
         except UserError:
             is_gone = newest not in (None, ".", step) and not _names(root / str(newest))
             if attempt == _ATTEMPTS or not is_gone:
                 raise
     raise AssertionError("unreachable")
+
+
+def why_nothing(root: Path) -> str:
+    """What is wrong with a folder in an object store in which there is no model, in words."""
+    what = "neither config.json (Hugging Face) nor a checkpoint"
+    with remote.remote_errors(root):
+        if not folders.bucket_exists(root):
+            return "there is no such bucket; correct the name"
+        if remote.file_size(root) is not None:
+            return "is a file; name the folder of a run, of its checkpoints or of a Hugging Face model"
+        if names := sorted(_names(root)):
+            return f"holds {what}; here are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    return f"no such folder, or it holds {what}"
 
 
 def copy_of(url: str) -> Path:

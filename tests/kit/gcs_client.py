@@ -39,6 +39,8 @@ class JsonApi(AbstractFileSystem):
                     raise FileNotFoundError(path) from None
                 if error.code == 403:
                     raise OSError(f"Forbidden: {path}") from None
+                if error.code == 400:
+                    raise ValueError(f"Bad Request: {path}") from None
                 if error.code < 500 and error.code != 429 or attempt == 3:
                     raise RuntimeError(f"{error.code}: {path}") from None
             except (URLError, ConnectionError):

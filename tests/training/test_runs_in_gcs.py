@@ -539,6 +539,7 @@ def test_an_unknown_root_is_one_line(tiny_project: Path, capsys, root: str, mess
         ("gs://nowhere/runs", [], "there is no such bucket"),
         ("gs://bucket/runs", [Fault(403, "POST", "", 99)], "access is refused"),
         ("gs://bucket/runs", [Fault(401, "", "", 99)], "access is refused"),
+        ("gs://bucket/runs", [Fault(400, "", "", 99)], "the request is refused"),
     ],
 )
 def test_a_bucket_that_is_no_use_ends_a_run_before_data_are_prepared(
@@ -550,6 +551,38 @@ def test_a_bucket_that_is_no_use_ends_a_run_before_data_are_prepared(
     error = capsys.readouterr().err
     assert message in error and root in error and "Traceback" not in error
     assert not list((tmp_path / "staged").rglob("prepared")) and not Path("gs:").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate", "report", "verify-run"])
+@pytest.mark.parametrize(
+    ("url", "fault", "message"),
+    [
+        ("gs://nowhere", None, "bucket"),
+        ("gs://nowhere/run/", None, "bucket"),
+        ("gs:///bucket", None, "did you mean gs://bucket?"),
+        ("gs:bucket/x", None, "did you mean gs://bucket/x?"),
+        ("gs://bucket", None, "gs://bucket: holds neither config.json (Hugging Face) nor a checkpoint; here are runs"),
+        ("gs://bucket/runs/", None, "nor a checkpoint; here are file.txt"),
+        ("gs://bucket/runs/file.txt", None, "gs://bucket/runs/file.txt: is a file; name the folder of a run"),
+        ("gs://bucket/nothing", None, "gs://bucket/nothing: no such folder"),
+        ("gs://bucket/runs", 403, "access is refused"),
+        ("gs://bucket/runs", 400, "the request is refused"),
+    ],
+)
+def test_a_run_that_is_not_there_is_one_line(bucket: Server, command: str, url: str, fault, message: str, capsys):
+    bucket.put("bucket", "runs/file.txt", b"text")
+    bucket.faults = [Fault(fault, "", "", 999)] if fault else []
+    assert main([command, url]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if " ... | " not in line]  # those are progress
+    assert message in error
+
+
+@pytest.mark.parametrize("level", ["01-qa", "01-qa/2"])
+def test_one_stage_or_step_in_a_bucket_is_verified(run: str, level: str, capsys):
+    assert main(["verify-run", f"{run}/checkpoints/{level}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    steps = ["2"] if level.endswith("2") else ["2", "4"]
+    assert [entry["path"].rpartition("/")[2] for entry in found] == steps
 
 
 def test_a_store_out_of_reach_and_a_missing_package(bucket: Server, tiny_project: Path, tmp_path, monkeypatch, capsys):
