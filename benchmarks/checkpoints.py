@@ -6,7 +6,7 @@
 The state is that of a small BERT with AdamW (three float32 arrays per parameter). Each checkout has a process of its
 own, which waits while the other measures; both save, restore and append to metrics.jsonl once a round, after one round
 to warm up. The bucket is the server of the tests, which waits `--delay` ms before each answer: the time of a save less
-that without a delay, divided by the delay, is the number of round trips that follow one another. Prints one JSON object.
+that without a delay, divided by the delay, is the number of round trips one after another. Prints one JSON object.
 """
 
 import argparse
@@ -53,6 +53,7 @@ class Run:
 
     def __init__(self, folder: str, keep_last: int = 2) -> None:
         import jax
+
         from bertjax.config.schema.run import CheckpointPolicy
         from bertjax.storage import remote
         from bertjax.training.checkpoint.manager import CheckpointManager
@@ -167,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="another checkout (default: the bucket only)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--delay", type=float, default=50.0, help="of the bucket's answers, in ms")
+    parser.add_argument("--delay", type=float, default=200.0, help="of the bucket's answers, in ms")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -78,7 +78,14 @@ def test_names_that_no_object_store_has_are_refused(url, said):
 
 
 def test_names_with_spaces_and_of_other_languages_are_names():
-    for url in ("gs://bucket/my runs/l\u00e4ufe", "gs://bucket", "gs://bucket/", "gs://a.b-c_9/x", "s3://B/x", "gs://b"):
+    for url in (
+        "gs://bucket/my runs/l\u00e4ufe",
+        "gs://bucket",
+        "gs://bucket/",
+        "gs://a.b-c_9/x",
+        "s3://B/x",
+        "gs://b",
+    ):
         assert path_problem(url, remote=True) is None and folder_problem(url) is None
 
 
