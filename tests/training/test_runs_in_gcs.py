@@ -553,6 +553,17 @@ def test_a_bucket_that_is_no_use_ends_a_run_before_data_are_prepared(
     assert not list((tmp_path / "staged").rglob("prepared")) and not Path("gs:").exists()
 
 
+@pytest.mark.parametrize("name", ["runs", "runs/tiny"])
+def test_a_run_below_a_file_is_refused(bucket: Server, tiny_project: Path, monkeypatch, capsys, name: str):
+    monkeypatch.chdir(tiny_project)
+    bucket.put("bucket", name, b"text")
+    assert train(tiny_project, "gs://bucket/runs") == 2
+    assert capsys.readouterr().err.endswith(
+        f"gs://bucket/{name}: is a file; name a folder in run.root, or another run.name\n"
+    )
+    assert bucket.names() == [name]
+
+
 @pytest.mark.parametrize("command", ["inspect", "evaluate", "report", "verify-run"])
 @pytest.mark.parametrize(
     ("url", "fault", "message"),
