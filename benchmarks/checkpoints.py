@@ -3,10 +3,12 @@
     git worktree add /tmp/before b21a28f
     python benchmarks/checkpoints.py --before /tmp/before --output benchmarks/results/checkpoints.json
 
-The state is that of a small BERT with AdamW (three float32 arrays per parameter). Each checkout has a process of its
-own, which waits while the other measures; both save, restore and append to metrics.jsonl once a round, after one round
-to warm up. The bucket is the server of the tests, which waits `--delay` ms before each answer: the time of a save less
-that without a delay, divided by the delay, is the number of round trips one after another. Prints one JSON object.
+The state is that of a small BERT with AdamW (three float32 arrays per parameter); two steps are kept. Each checkout has
+a process of its own, which waits while the other measures; both save, restore and append to metrics.jsonl once a round,
+after one round to warm up. Ratios are those of medians, of wall and of CPU seconds (of the process, with its threads).
+
+The bucket is the server of the tests, which waits `--delay` ms before each answer: the time of a save less that without
+a delay, divided by the delay, is the number of round trips one after another. Prints one JSON object.
 """
 
 import argparse
@@ -51,7 +53,7 @@ def state() -> dict[str, Any]:
 class Run:
     """A run folder: what a training run does between two steps, without the steps."""
 
-    def __init__(self, folder: str, keep_last: int = 2) -> None:
+    def __init__(self, folder: str) -> None:
         import jax
 
         from bertjax.config.schema.run import CheckpointPolicy
@@ -62,7 +64,7 @@ class Run:
         self.tree: Any = state()
         self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.tree)
         place = remote.as_path(f"{folder}/checkpoints/00-a")
-        self.steps = CheckpointManager(place, CheckpointPolicy(keep_last=keep_last))
+        self.steps = CheckpointManager(place, CheckpointPolicy(keep_last=2))
 
     def save(self) -> None:
         self.step += 1
@@ -85,10 +87,11 @@ class Run:
         Path(self.folder, "metrics.jsonl").unlink()
 
 
-def timed(what: Any) -> float:
-    began = time.perf_counter()
+def timed(what: Any) -> tuple[float, float]:
+    """-> (wall seconds, CPU seconds)."""
+    began, used = time.perf_counter(), time.process_time()
     what()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - used
 
 
 def work() -> None:
@@ -104,7 +107,7 @@ def work() -> None:
 
 
 def on_a_disk(before: Path, rounds: int) -> dict[str, Any]:
-    """{part: {before, after: {median_s, samples_s}, ratio}}; the ratio is that of the medians."""
+    """{part: {before, after: {wall_s, cpu_s: samples}, wall_ratio, cpu_ratio}}; ratios are those of the medians."""
     command = [sys.executable, __file__, "--work"]
     sides = {"before": before, "after": ROOT}
     workers = {
@@ -112,7 +115,7 @@ def on_a_disk(before: Path, rounds: int) -> dict[str, Any]:
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for name, place in sides.items()
     }  # fmt: skip
-    samples: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
+    samples: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for number in range(rounds + 1):
         for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
             worker = workers[name]
@@ -120,16 +123,20 @@ def on_a_disk(before: Path, rounds: int) -> dict[str, Any]:
             worker.stdin.write("\n")
             worker.stdin.flush()
             found = json.loads(worker.stdout.readline())
-            found["sum"] = sum(found.values())
+            found["sum"] = [sum(seconds) for seconds in zip(*found.values(), strict=True)]
             for part, seconds in found.items() if number else ():
-                samples[name].setdefault(part, []).append(round(seconds, 4))
+                samples.setdefault((part, name), []).append(seconds)
     for worker in workers.values():
         worker.communicate()
     parts: dict[str, Any] = {}
-    for part in samples["after"]:
-        medians = {name: statistics.median(samples[name][part]) for name in sides}
-        parts[part] = {name: {"median_s": medians[name], "samples_s": samples[name][part]} for name in sides}
-        parts[part]["ratio"] = round(medians["after"] / medians["before"], 3)
+    for part in dict.fromkeys(part for part, _ in samples):
+        parts[part] = {name: {} for name in sides}
+        for index, kind in enumerate(("wall", "cpu")):
+            taken = {name: [seconds[index] for seconds in samples[part, name]] for name in sides}
+            for name in sides:
+                parts[part][name][f"{kind}_s"] = [round(seconds, 4) for seconds in taken[name]]
+            ratio = statistics.median(taken["after"]) / statistics.median(taken["before"])
+            parts[part][f"{kind}_ratio"] = round(ratio, 3)
     return parts
 
 
@@ -142,15 +149,16 @@ def in_a_bucket(delay: float, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, gcs_server.serve() as server, pytest.MonkeyPatch.context() as patch:
         gcs_server.install(server, Path(folder), patch)
-        run = Run("gs://bucket/run", keep_last=1000)
-        run.save()
+        run = Run("gs://bucket/run")
+        for _ in range(3):  # from here on each save removes a step
+            run.save()
         for part in ("save", "restore"):
             seconds = {}
             for wait in (0.0, delay):
                 server.delay, taken = wait, []
                 for _ in range(rounds):
                     server.requests = []
-                    taken.append(round(timed(getattr(run, part)), 4))
+                    taken.append(round(timed(getattr(run, part))[0], 4))
                 seconds[wait] = taken
             server.delay = 0.0
             fast, slow = (statistics.median(taken) for taken in seconds.values())
@@ -167,8 +175,8 @@ def in_a_bucket(delay: float, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="another checkout (default: the bucket only)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--delay", type=float, default=200.0, help="of the bucket's answers, in ms")
+    parser.add_argument("--rounds", type=int, default=30, help="on a disk")
+    parser.add_argument("--delay", type=float, default=50.0, help="of the bucket's answers, in ms")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -178,7 +186,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     if arguments.before:
         found["disk"] = on_a_disk(arguments.before.resolve(), arguments.rounds)
-    found["bucket"] = in_a_bucket(arguments.delay / 1000, arguments.rounds)
+    found["bucket"] = in_a_bucket(arguments.delay / 1000, 5)
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from importlib import metadata
 
