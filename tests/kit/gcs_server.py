@@ -12,6 +12,7 @@ folders API (https://cloud.google.com/storage/docs/json_api/v1/folders); a folde
 import base64
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -325,9 +326,9 @@ def install(store: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         for name in ("gcs", "gs"):
             fsspec.register_implementation(name, gcs_client.JsonApi, clobber=True)
     elif importlib.util.find_spec("gcsfs") is not None:  # another test may have registered its own
-        for name in ("gcs", "gs"):
-            kind = "gcs_folders.HierarchicalGcs" if store.folders else "gcsfs.core.GCSFileSystem"
-            fsspec.register_implementation(name, kind, clobber=True)
+        module, _, kind = ("gcs_folders.HierarchicalGcs" if store.folders else "gcsfs.core.GCSFileSystem").rpartition(".")
+        for name in ("gcs", "gs"):  # the class: fsspec would not look up a name again
+            fsspec.register_implementation(name, getattr(importlib.import_module(module), kind), clobber=True)
         fsspec.filesystem("gcs").clear_instance_cache()
     from etils.epath.backend import fsspec_backend
 
