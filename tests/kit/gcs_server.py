@@ -326,7 +326,7 @@ def install(store: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         for name in ("gcs", "gs"):
             fsspec.register_implementation(name, gcs_client.JsonApi, clobber=True)
     elif importlib.util.find_spec("gcsfs") is not None:  # another test may have registered its own
-        module, _, kind = ("gcs_folders.HierarchicalGcs" if store.folders else "gcsfs.core.GCSFileSystem").rpartition(".")
+        module, kind = ("gcs_folders", "HierarchicalGcs") if store.folders else ("gcsfs.core", "GCSFileSystem")
         for name in ("gcs", "gs"):  # the class: fsspec would not look up a name again
             fsspec.register_implementation(name, getattr(importlib.import_module(module), kind), clobber=True)
         fsspec.filesystem("gcs").clear_instance_cache()
