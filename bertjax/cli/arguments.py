@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bertjax.config.limits import MAX_COUNT, MAX_SIZE
 from bertjax.errors import UserError
 from bertjax.progress import reporter
-from bertjax.storage.locations import local_path
+from bertjax.storage.locations import local_path, path_problem
 
 if TYPE_CHECKING:
     from bertjax.config.schema.run import Config
@@ -179,6 +179,12 @@ def existing_path(path: str) -> Path:
     raise UserError(f"{path[:200]!a}: no such file or folder")
 
 
+def _check_url(name: str) -> None:
+    """Raise UserError for a name that is meant as a URL of an object store and is none."""
+    if problem := path_problem(name, remote=True):
+        raise UserError(problem)
+
+
 def pretrained_model(name: str) -> str | Path:
     """A run, checkpoint, Hugging Face folder or model on the Hub.
 
@@ -187,6 +193,7 @@ def pretrained_model(name: str) -> str | Path:
     """
     from bertjax.storage import pretrained, remote
 
+    _check_url(name)
     if not remote.is_remote(name) and pretrained.hub_name(name) is None:
         return existing_path(name)
     from bertjax.config.loading.pretrained import locate_model, read_model_fields
@@ -199,6 +206,7 @@ def run_folder(name: str, *, weights: bool = False) -> Path:
     """A run folder; of one in an object store a copy, which is made now: of its small files, or with its last step."""
     from bertjax.storage import remote, remote_folder
 
+    _check_url(name)
     return remote_folder.fetch(name, weights=weights) if remote.is_remote(name) else existing_path(name)
 
 
@@ -207,6 +215,7 @@ def config_or_model(target: str) -> str | Path:
     from bertjax.config.loading.shipped import find_shipped
     from bertjax.storage.remote import is_remote
 
+    _check_url(target)
     if is_remote(target):
         return pretrained_model(target)
     found = local_path(target)

@@ -1,8 +1,9 @@
-"""What a folder of checkpoints on a disk has and one in an object store has not: renames, empty folders, fsync.
+"""What a folder of checkpoints on a disk has and one in an object store has not: renames, fsync.
 
 On a disk a step gets its final name in one rename. In an object store its objects are written under the final name, and
 the step is complete once Orbax has written `commit_success.txt` into it: without that marker it is not there. Deleting
-a step and putting it in quarantine therefore begin with the marker.
+a step and putting it in quarantine therefore begin with the marker. Buckets with a hierarchical namespace keep folders
+whose objects are gone: an empty folder means nothing, and is removed where something is to be written.
 """
 
 import json
@@ -24,7 +25,7 @@ QUARANTINE = "quarantine"
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder; an object store has none but those that its objects imply. Raises OSError."""
+    """Create a folder on a disk; in an object store its objects bring it about. Raises OSError."""
     if not remote.is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -60,23 +61,39 @@ def list_names(folder: Path) -> dict[str, bool]:
         try:
             found = files.ls(str(folder), detail=True)
         except FileNotFoundError:
-            _check_bucket(folder)
+            if not bucket_exists(folder):
+                raise
             return {}
         finally:
             files.invalidate_cache()  # Orbax asks the same client
         return {each["name"].rstrip("/").rpartition("/")[2]: each["type"] == "directory" for each in found}
 
 
-def _check_bucket(folder: Path) -> None:
-    """Raise FileNotFoundError if there is no such bucket."""
-    bucket = str(folder).partition("://")[2].partition("/")[0]
+def bucket_exists(folder: Path) -> bool:
+    """Whether there is the bucket of a folder, as far as the rights to ask for it go."""
+    scheme, _, name = str(folder).partition("://")
+    bucket = f"{scheme}://{name.partition('/')[0]}"
     files = remote.file_system(folder)
     try:
         files.info(bucket)
     except FileNotFoundError:
-        raise
+        return False
     except Exception as error:  # noqa: BLE001  (rights for objects do not include those for the bucket's own data)
         log.debug("%s: %s", bucket, error)
+    return True
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether a folder of an object store holds an object, in it or below it."""
+    with remote.remote_errors(folder):
+        files = remote.file_system(folder)
+        files.invalidate_cache()
+        try:
+            return bool(files.find(str(folder)))
+        except FileNotFoundError:
+            return False
+        finally:
+            files.invalidate_cache()
 
 
 def _is_file(path: Path) -> bool:
@@ -120,7 +137,7 @@ def quarantine_folder(folder: Path, name: str, reason: str) -> str:
 
 def make_room(folder: Path, name: str) -> None:
     """Remove what an object store holds under the name of a folder that is about to be written."""
-    if remote.is_remote(folder) and list_names(folder / name):
+    if remote.is_remote(folder) and list_folders(folder, name.__eq__):
         log.warning("%s: the incomplete or damaged one there is replaced", folder / name)
         remove_objects(folder / name)
 
@@ -155,7 +172,7 @@ def _quarantined(folder: Path) -> set[str]:
 
 
 def remove_objects(folder: Path) -> None:
-    """Remove every object below a folder of an object store."""
+    """Remove every object below a folder of an object store, and the folders in buckets that have such."""
     with remote.remote_errors(folder):
         files = remote.file_system(folder)
         files.invalidate_cache()
@@ -163,7 +180,7 @@ def remove_objects(folder: Path) -> None:
             if names := files.find(str(folder)):
                 files.rm(names)
                 files.invalidate_cache()
-                files.rm(str(folder), recursive=True)  # the folder itself, in a bucket that has such
+            files.rm(str(folder), recursive=True)  # folders, which may be empty
         except FileNotFoundError:  # it has none, or another client was faster
             pass
         finally:

@@ -18,6 +18,7 @@ from typing import Any
 
 from bertjax.errors import StorageError, UserError, brief
 from bertjax.progress import reporter
+from bertjax.storage import remote
 
 log = logging.getLogger(__name__)
 FILE_NAME = "writer.lock"
@@ -197,6 +198,8 @@ def _store_error(path: str, error: Exception) -> Exception:
         return UserError(f"{path}: cannot be written, access is refused ({reason}); log in, or ask for rights")
     if "NOT_FOUND" in reason:
         return UserError(f"{path}: cannot be written, there is no such bucket; create it, or correct the name")
+    if "code='400'" in str(error):
+        return UserError(f"{path}: cannot be written, the request is refused ({reason}); {remote.CHECK_PROJECT}")
     return StorageError(f"{path}: cannot be reached ({reason}); check network and log-in")
 
 

@@ -16,6 +16,9 @@ _SCHEMES = {*REMOTE_SCHEMES, *(
 )}  # fmt: skip
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
 _PATH_LENGTH, _NAME_LENGTH = 4096, 255  # PATH_MAX and NAME_MAX of Linux, in bytes
+_BUCKET = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")  # of Google Cloud Storage
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_WILDCARDS = re.compile(r"[*?\[\]#]")  # patterns and versions to the clients of object stores
 _USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 
@@ -39,6 +42,20 @@ def path_problem(path: str, *, remote: bool) -> str | None:
         meant = rest.lstrip("/")
         hint = f"; did you mean {scheme}://{meant}?" if meant else ""
         return f"{shown}: an object is named like {scheme}://bucket/name{hint}"
+    bucket, _, name = rest.partition("/")
+    if scheme == "gs" and not _BUCKET.fullmatch(bucket):
+        return f"{shown}: names of buckets have only lower-case letters, digits, '-', '_' and '.'; correct the bucket"
+    if _CONTROL.search(rest) or {".", ".."} & {*name.split("/")}:
+        return f"{shown}: names in an object store have no control characters, '.' or '..'; write the name in full"
+    return None
+
+
+def folder_problem(path: str) -> str | None:
+    """What is wrong with a folder, here or in an object store, that is written to; None if nothing."""
+    if (problem := path_problem(path, remote=True)) or "://" not in path:
+        return problem
+    if found := _WILDCARDS.search(path):  # deleting in it would delete what matches
+        return f"{ascii(path[:100])}: has {found[0]!r}, a wildcard to object stores; choose another name"
     return None
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bertjax.errors import BertjaxError, StorageError, brief
+from bertjax.errors import BertjaxError, StorageError, UserError, brief
 from bertjax.progress import reporter
 from bertjax.storage import folders, lease, remote, staging
 from bertjax.storage.atomic import write_json_atomic
@@ -64,9 +64,21 @@ class Mirror:
             remote.file_system(self.place)  # that its package is installed
         if is_primary:
             self._lease = lease.hold(self.place)
+            try:
+                self._refuse_files()
+            except BaseException:
+                self._lease.release()
+                raise
         self.fetch(only=None if is_primary else STARTING_FILES)
         own = {f"train.{process}.log", f"hang-{process}.txt"}
         self._own = (lambda name: True) if is_primary else own.__contains__  # nothing is uploaded before
+
+    def _refuse_files(self) -> None:
+        """Raise UserError for a run below an object that is no folder, which an object store would allow."""
+        for folder in (self.place, self.place.parent):
+            # that of a bucket itself would need more rights than those for its objects
+            if "/" in str(folder).partition("://")[2] and remote.file_size(folder) is not None:
+                raise UserError(f"{folder}: is a file; name a folder in run.root, or another run.name")
 
     def start(self) -> None:
         """Upload everything, then go on doing so in a thread."""

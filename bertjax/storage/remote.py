@@ -5,6 +5,7 @@ be reached or returns other bytes than were written.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,28 @@ SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # with the package that 
 IO_THREADS = 16  # they wait for the network
 MAX_ATTEMPTS = 3
 CHUNK_BYTES = 1 << 20
+CHECK_PROJECT = "check the bucket, and the project of your log-in (gcloud config set project)"  # after a 400
 T = TypeVar("T")
+
+
+class _Once(logging.Filter):
+    """Lets the same warning pass once: gcsfs repeats some at every request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        is_new = text not in self._seen
+        self._seen.add(text)
+        return is_new
+
+
+for _name in ("gcsfs", "google.auth._default"):
+    logging.getLogger(_name).addFilter(_Once())
 
 
 class DamagedError(StorageError):
@@ -71,6 +93,8 @@ def remote_errors(path: Path | str) -> Iterator[None]:
         reason = f"{type(error).__name__}: {brief(error)}"
         if getattr(error, "code", None) in (401, "401") or brief(error).startswith("Forbidden"):  # of gcsfs
             raise UserError(f"{path}: access is refused ({reason}); log in, or ask for rights") from None
+        if getattr(error, "code", None) in (400, "400") or brief(error).startswith("Bad Request"):
+            raise UserError(f"{path}: the request is refused ({reason}); {CHECK_PROJECT}") from None
         raise StorageError(f"{path}: cannot be reached ({reason}); check network and log-in") from error
 
 

@@ -41,14 +41,26 @@ def fetch(url: str, *, weights: bool, step: str | None = None) -> Path:
                 is_model = "config.json" in names
                 wanted = sorted(_hugging_face(names, weights) if is_model else _run(root, names, newest, weights))
             if not wanted:
-                what = "neither config.json (Hugging Face) nor a checkpoint"
-                raise UserError(f"{url}: no such folder, or it holds {what}")
+                raise UserError(f"{url}: {why_nothing(root)}")
             return _copy_wanted(root, wanted, newest, weights)
         except UserError:
             is_gone = newest not in (None, ".", step) and not _names(root / str(newest))
             if attempt == _ATTEMPTS or not is_gone:
                 raise
     raise AssertionError("unreachable")
+
+
+def why_nothing(root: Path) -> str:
+    """What is wrong with a folder in an object store in which there is no model, in words."""
+    what = "neither config.json (Hugging Face) nor a checkpoint"
+    with remote.remote_errors(root):
+        if not folders.bucket_exists(root):
+            return "there is no such bucket; correct the name"
+        if remote.file_size(root) is not None:
+            return "is a file; name the folder of a run, of its checkpoints or of a Hugging Face model"
+        if names := sorted(_names(root)):
+            return f"holds {what}; here are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    return f"no such folder, or it holds {what}"
 
 
 def copy_of(url: str) -> Path:
@@ -140,15 +152,17 @@ def _newest_step(root: Path, names: set[str]) -> str | None:
     if len(names & set(_STEP_PARTS)) >= 2:
         return "."
     if steps := [name for name in names if name.isascii() and name.isdigit()]:
-        complete = folders.complete_folders(root, steps.__contains__)
-        if complete or not _is_being_written(root):
-            return max(complete or steps, key=int)
+        found = folders.complete_folders(root, steps.__contains__)
+        if not found and not _is_being_written(root):
+            found = [name for name in steps if folders.holds_files(root / name)]
+        if found:
+            return max(found, key=int)
     if "checkpoints" in names:
-        found = _newest_step(root / "checkpoints", _names(root / "checkpoints"))
-        return found and f"checkpoints/{found}"
+        step = _newest_step(root / "checkpoints", _names(root / "checkpoints"))
+        return step and f"checkpoints/{step}"
     for stage in sorted((name for name in names if name[:2].isdecimal() and name[2:3] == "-"), reverse=True):
-        if found := _newest_step(root / stage, _names(root / stage)):
-            return f"{stage}/{found}"
+        if step := _newest_step(root / stage, _names(root / stage)):
+            return f"{stage}/{step}"
     return None
 
 

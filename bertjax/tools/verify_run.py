@@ -10,10 +10,9 @@ from bertjax.data.tokenizers import files as tokenizer_files
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.progress.text import size
-from bertjax.storage import remote
-from bertjax.storage.locations import local_path
+from bertjax.storage import remote, remote_folder
 from bertjax.training.checkpoint.integrity import CorruptStepError
-from bertjax.training.checkpoint.locate import find, stage_folders
+from bertjax.training.checkpoint.locate import CheckpointRef, find, list_complete_steps, stage_folders
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor.tracking import count_damaged_lines
 
@@ -35,11 +34,11 @@ def verify_run_command(path: str | Path, as_json: bool = False) -> tuple[Any, bo
 
     Nothing is changed or moved. Raises UserError where there is no checkpoint.
     """
-    place = remote.as_path(path) if remote.is_remote(path) else local_path(path)
+    place = remote.as_path(path)
     stages = stage_folders(place)
     findings: list[Finding] = []
     newest: Mapping[str, Any] | None = None
-    readers = [CheckpointReader(stage) for stage in stages] or [CheckpointReader(find(place))]
+    readers = [CheckpointReader(stage) for stage in stages] or [_reader(place)]
     for reader in readers:
         for step in reader.committed_steps() if reader.ref.step is None else [reader.ref.step]:
             findings.append(_verify_step(reader, step))
@@ -54,6 +53,17 @@ def verify_run_command(path: str | Path, as_json: bool = False) -> tuple[Any, bo
     files = f" and {len(findings) - steps} files" if len(findings) > steps else ""
     total = f"{steps} checkpoint{'s' * (steps > 1)}{files}: {f'{bad} DAMAGED' if bad else 'all good'}"
     return "\n".join([*(finding.line() for finding in findings), total]), not bad
+
+
+def _reader(place: Path) -> CheckpointReader:
+    """The reader of a stage's checkpoints or of one step. Raises UserError where there is none."""
+    if not remote.is_remote(place):
+        return CheckpointReader(find(place))
+    if list_complete_steps(place):
+        return CheckpointReader(place)
+    if place.name.isdecimal() and int(place.name) in list_complete_steps(place.parent):
+        return CheckpointReader(CheckpointRef(place.parent, int(place.name)))
+    raise UserError(f"{place}: {remote_folder.why_nothing(place)}")
 
 
 def _verify_step(reader: CheckpointReader, step: int) -> Finding:

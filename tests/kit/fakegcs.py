@@ -62,7 +62,7 @@ class FakeGcs(AbstractFileSystem):
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         real = self._real(path)
         name = self._strip_protocol(path)
-        if real.is_dir() and any(found.is_file() for found in real.rglob("*")):
+        if real.is_dir() and ("/" not in name or any(found.is_file() for found in real.rglob("*"))):
             return {"name": name, "size": 0, "type": "directory"}
         if not real.is_file():
             raise FileNotFoundError(path)

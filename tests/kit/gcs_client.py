@@ -1,4 +1,8 @@
-"""A file system of fsspec over the JSON API of Google Cloud Storage, where gcsfs is not installed (see gcs_server)."""
+"""A file system of fsspec over the JSON API of Google Cloud Storage, where gcsfs is not installed (see gcs_server).
+
+Buckets in HIERARCHICAL have folders of their own, with which it does what gcsfs does: `mkdir` creates them, listings
+and `info` show empty ones, `rm` deletes them below what it deletes.
+"""
 
 import io
 import json
@@ -10,6 +14,8 @@ from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
 from fsspec.spec import AbstractFileSystem
+
+HIERARCHICAL: frozenset[str] = frozenset()
 
 
 class JsonApi(AbstractFileSystem):
@@ -33,6 +39,8 @@ class JsonApi(AbstractFileSystem):
                     raise FileNotFoundError(path) from None
                 if error.code == 403:
                     raise OSError(f"Forbidden: {path}") from None
+                if error.code == 400:
+                    raise ValueError(f"Bad Request: {path}") from None
                 if error.code < 500 and error.code != 429 or attempt == 3:
                     raise RuntimeError(f"{error.code}: {path}") from None
             except (URLError, ConnectionError):
@@ -57,9 +65,17 @@ class JsonApi(AbstractFileSystem):
             found = json.loads(self._ask("GET", f"storage/v1/b/{bucket}/o/{quote(name, safe='')}"))
             return found | {"name": f"{bucket}/{name}", "size": int(found["size"]), "type": "file"}
         except FileNotFoundError:
-            if self._list(bucket, f"{name}/", maxResults=1):
+            if self._is_folder(bucket, name) or self._list(bucket, f"{name}/", maxResults=1):
                 return {"name": f"{bucket}/{name}", "size": 0, "type": "directory"}
             raise
+
+    def _is_folder(self, bucket: str, name: str) -> bool:
+        if bucket not in HIERARCHICAL:
+            return False
+        try:
+            return bool(self._ask("GET", f"storage/v1/b/{bucket}/folders/{quote(name, safe='')}"))
+        except FileNotFoundError:
+            return False
 
     def _list(self, bucket: str, prefix: str, **query: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -78,8 +94,9 @@ class JsonApi(AbstractFileSystem):
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         bucket, name = self._object(path)
-        found = self._list(bucket, f"{name}/" if name else "", delimiter="/")
-        if not found:
+        folders = {"includeFoldersAsPrefixes": "true"} if bucket in HIERARCHICAL else {}
+        found = self._list(bucket, f"{name}/" if name else "", delimiter="/", **folders)
+        if not found and not self._is_folder(bucket, name):
             found = [self.info(path)]
         return found if detail else sorted(one["name"] for one in found)
 
@@ -95,7 +112,20 @@ class JsonApi(AbstractFileSystem):
         self._ask("DELETE", f"storage/v1/b/{bucket}/o/{quote(name, safe='')}")
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
-        pass
+        bucket, name = self._object(path)
+        if bucket in HIERARCHICAL and not self._is_folder(bucket, name):
+            self._ask("POST", f"storage/v1/b/{bucket}/folders", json.dumps({"name": name}).encode(), recursive="true")
+
+    def rmdir(self, path: str) -> None:
+        bucket, name = self._object(path)
+        if bucket in HIERARCHICAL:
+            self._ask("DELETE", f"storage/v1/b/{bucket}/folders/{quote(name, safe='')}")
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        found = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
+        kinds = {each: self.isdir(each) for each in found}
+        for each in sorted(kinds, key=lambda name: (kinds[name], -name.count("/"))):  # files, then the deepest folders
+            self.rmdir(each) if kinds[each] else self.rm_file(each)
 
     makedirs = mkdir
 

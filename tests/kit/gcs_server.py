@@ -3,11 +3,16 @@
 It knows what gcsfs and tensorstore ask for: objects with generations and preconditions, listings with prefix,
 delimiter, offsets and pages, media, multipart and resumable uploads, range reads, deletions. Clients, also in child
 processes, find it by the variables that gcsfs and tensorstore read (`install`).
+
+A bucket in `Server.folders` has a hierarchical namespace: writing an object creates the folders above it, deleting it
+leaves them, and listings show them as prefixes if asked to. Folders are listed, created and deleted through the
+folders API (https://cloud.google.com/storage/docs/json_api/v1/folders); a folder that is not empty is not deleted.
 """
 
 import base64
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -26,7 +31,7 @@ import gcs_client
 import pytest
 
 PAGE = 1000  # objects in a page of a listing
-_PATH = re.compile(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/(o|storageLayout))?(?:/(.+))?")
+_PATH = re.compile(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/(o|storageLayout|folders))?(?:/(.+))?")
 
 
 @dataclass
@@ -49,12 +54,14 @@ class Server:
     """The objects of all buckets, and what was asked for."""
 
     objects: dict[str, dict[str, tuple[int, bytes]]] = field(default_factory=dict)  # by bucket and name
+    folders: dict[str, set[str]] = field(default_factory=dict)  # by bucket, of those with a hierarchical namespace
     before: dict[str, dict[str, tuple[int, bytes]]] = field(default_factory=dict)  # the last change
     uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)  # method, name or prefix
     lock: Any = field(default_factory=threading.RLock)
     generation: int = 1_000_000
+    delay: float = 0.0  # seconds before each request is done
     held: Any = field(default_factory=threading.Event)  # a request waits for ever
     url: str = ""
 
@@ -70,6 +77,8 @@ class Server:
             self.before[bucket] = dict(self.objects[bucket])
             self.generation += 1
             self.objects[bucket][name] = self.generation, data
+            if bucket in self.folders:
+                self.folders[bucket] |= folders_above(name)
             return self.generation
 
     def fault(self, method: str, name: str) -> int | str | None:
@@ -105,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             shown = _multipart(body, self.headers.get("Content-Type", ""))[0]
         with store.lock:
             store.requests.append((self.command, shown))
+        if store.delay:
+            time.sleep(store.delay)
         fault = store.fault(self.command, shown)
         if isinstance(fault, int):
             return self._send(fault, {"error": {"code": fault, "message": "asked for by a test"}})
@@ -118,12 +129,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         if bucket not in store.objects:
             return self._send(404, {"error": {"code": 404, "message": "The specified bucket does not exist."}})
+        if part == "folders" and bucket in store.folders:
+            with store.lock:
+                return self._folder(store, bucket, name, query, body)
+        if part == "storageLayout" and bucket in store.folders:
+            return self._send(200, {"bucket": bucket, "hierarchicalNamespace": {"enabled": True}})
         if part != "o":
             return self._send(200, {"name": bucket, "kind": "storage#bucket", "locationType": "region"})
         if url.path.startswith("/upload"):
             return self._upload(store, bucket, query, body)
         if not name:
-            return self._list(store.before.get(bucket, {}) if fault == "stale" else store.objects[bucket], query)
+            objects = store.before.get(bucket, {}) if fault == "stale" else store.objects[bucket]
+            return self._list(objects, query, store.folders.get(bucket, set()))
         with store.lock:
             there = store.objects[bucket].get(name)
             if (status := _precondition(there, query)) is not None:
@@ -152,7 +169,28 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(416, b"", headers | {"Content-Range": f"bytes */{size}"})
         self._send(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{size}"})
 
-    def _list(self, objects: dict[str, tuple[int, bytes]], query: dict[str, str]) -> None:
+    def _folder(self, store: Server, bucket: str, name: str, query: dict[str, str], body: bytes) -> None:
+        there = store.folders[bucket]
+        if self.command == "POST":
+            name = json.loads(body)["name"].rstrip("/") + "/"
+            if name in there:
+                return self._send(409, {"error": {"code": 409, "message": "The folder already exists."}})
+            there |= folders_above(name)
+        elif not name:
+            found = [{"name": each} for each in sorted(there) if each.startswith(query.get("prefix", ""))]
+            return self._send(200, {"kind": "storage#folders", "items": found})
+        name = name.rstrip("/") + "/"
+        if name not in there:
+            return self._send(404, {"error": {"code": 404, "message": f"No such folder: {bucket}/{name}"}})
+        if self.command == "DELETE":
+            inside = [each for each in [*there, *store.objects[bucket]] if each.startswith(name) and each != name]
+            if inside:
+                return self._send(412, {"error": {"code": 412, "message": "The folder is not empty."}})
+            there.remove(name)
+            return self._send(204)
+        self._send(200, {"kind": "storage#folder", "bucket": bucket, "name": name})
+
+    def _list(self, objects: dict[str, tuple[int, bytes]], query: dict[str, str], folders: set[str]) -> None:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         start, end = query.get("startOffset", ""), query.get("endOffset")
         items, prefixes = [], dict.fromkeys([])
@@ -165,6 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
                 prefixes[prefix + rest.split(delimiter)[0] + delimiter] = None
             else:
                 items.append(_resource("bucket", name, *objects[name]))
+        if delimiter == "/" and query.get("includeFoldersAsPrefixes") == "true" and not first:
+            inside = [each[len(prefix) :] for each in sorted(folders) if each.startswith(prefix) and each != prefix]
+            prefixes |= dict.fromkeys(prefix + rest.split("/")[0] + "/" for rest in inside)
         after = {"nextPageToken": str(first + len(page))} if first + len(page) < len(names) else {}
         self._send(200, {"kind": "storage#objects", "items": items, "prefixes": [*prefixes], **after})
 
@@ -200,6 +241,12 @@ class _Handler(BaseHTTPRequestHandler):
         head += [f"{key}: {value}" for key, value in (headers or {}).items()]
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.wfile.write("\r\n".join([*head, "", ""]).encode() + (b"" if status in (204, 304) else data))
+
+
+def folders_above(name: str) -> set[str]:
+    """The folders that hold an object or a folder (which ends with a slash and is among them)."""
+    parts = name.split("/")[:-1]
+    return {"/".join(parts[: n + 1]) + "/" for n in range(len(parts))}
 
 
 def _precondition(there: tuple[int, bytes] | None, query: dict[str, str]) -> int | None:
@@ -255,13 +302,17 @@ def serve() -> Iterator[Server]:
 
 
 def install(store: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lead gs:// of this process and its children to `store`; local copies are kept below `folder`."""
+    """Lead gs:// of this process and its children to `store`; local copies are kept below `folder`.
+
+    Buckets with a hierarchical namespace are recognized by this process only.
+    """
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.url)
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", store.url)
     monkeypatch.setenv("BERTJAX_STAGING", str(folder / "staged"))
     monkeypatch.setenv("NO_GCE_CHECK", "true")  # do not look for credentials
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore's
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # would ask Google for the kind of bucket
+    monkeypatch.setattr(gcs_client, "HIERARCHICAL", frozenset(store.folders))
     monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
     packages = folder / "packages"
     if importlib.util.find_spec("gcsfs") is None and not packages.exists():
@@ -275,8 +326,9 @@ def install(store: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         for name in ("gcs", "gs"):
             fsspec.register_implementation(name, gcs_client.JsonApi, clobber=True)
     elif importlib.util.find_spec("gcsfs") is not None:  # another test may have registered its own
-        for name in ("gcs", "gs"):
-            fsspec.register_implementation(name, "gcsfs.GCSFileSystem", clobber=True)
+        module, kind = ("gcs_folders", "HierarchicalGcs") if store.folders else ("gcsfs.core", "GCSFileSystem")
+        for name in ("gcs", "gs"):  # the class: fsspec would not look up a name again
+            fsspec.register_implementation(name, getattr(importlib.import_module(module), kind), clobber=True)
         fsspec.filesystem("gcs").clear_instance_cache()
     from etils.epath.backend import fsspec_backend
 

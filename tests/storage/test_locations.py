@@ -1,5 +1,6 @@
 """Paths of a configuration and of the command line: which may lead to an object store, and the errors for others."""
 
+import logging
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from bertjax.cli.main import main
 from bertjax.config.loading.load import load
 from bertjax.errors import UserError
 from bertjax.storage import remote, staging
-from bertjax.storage.locations import REMOTE_SCHEMES, local_path, path_problem
+from bertjax.storage.locations import REMOTE_SCHEMES, folder_problem, local_path, path_problem
 
 CONFIG = "stages: [{name: s, steps: 1, data: {source: {files: [a.txt]}}}]\n"
 SOURCE = "stages.s.data.source"
@@ -59,6 +60,60 @@ def test_object_stores_are_taken_where_the_code_behind_reads_them(here, key):
         with pytest.raises(UserError) as caught:
             load(here / "c.yaml", [ALSO_REMOTE[key].format(url)])
         assert str(caught.value).startswith(f"command line: {key}: '{url}'") and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("gs://my bucket/x", "names of buckets have only lower-case letters"),
+        ("gs://b\u00fccket", "names of buckets have only lower-case letters"),
+        ("gs://Bucket/x", "names of buckets have only lower-case letters"),
+        ("gs://user:pw@bucket/x", r"'gs://***@bucket/x': names of buckets"),
+        ("gs://bucket/a/../b", "no control characters, '.' or '..'"),
+        ("gs://bucket/./b", "no control characters, '.' or '..'"),
+        ("gs://bucket/a\nb", "no control characters, '.' or '..'"),
+    ],
+)
+def test_names_that_no_object_store_has_are_refused(url, said):
+    problem = path_problem(url, remote=True)
+    assert problem is not None and said in problem and "\n" not in problem and problem.isascii()
+
+
+def test_names_with_spaces_and_of_other_languages_are_names():
+    for url in (
+        "gs://bucket/my runs/l\u00e4ufe",
+        "gs://bucket",
+        "gs://bucket/",
+        "gs://a.b-c_9/x",
+        "s3://B/x",
+        "gs://b",
+    ):
+        assert path_problem(url, remote=True) is None and folder_problem(url) is None
+
+
+@pytest.mark.parametrize("key", ["run.root", "run.prepared_dir"])
+@pytest.mark.parametrize("name", ["a*b", "[a]", "a?", "a#1"])
+def test_wildcards_in_a_folder_that_is_written_to_are_refused(here, key, name):
+    with pytest.raises(UserError, match=rf"{key}: 'gs://bucket/.*': has '.', a wildcard to object stores"):
+        load(here / "c.yaml", [f"{key}=gs://bucket/{name}/runs"])
+    assert load(here / "c.yaml", [f"{key}=/tmp/{name}/runs"])  # on a disk it is a name
+    assert load(here / "c.yaml", [f"{SOURCE}.files=['gs://bucket/*.txt']"])
+
+
+def test_a_root_in_a_bucket_has_one_spelling(here):
+    for root in ("gs://bucket/a/b", "gs://bucket//a/b/", "gs://bucket/a//b//"):
+        assert load(here / "c.yaml", [f"run.root={root}"]).run.root == "gs://bucket/a/b"
+
+
+def test_a_repeated_warning_of_a_client_is_shown_once(caplog):
+    for logger in ("gcsfs", "google.auth._default"):
+        for text in ("no rights", "no rights", "other"):
+            logging.getLogger(logger).warning("%s here", text)
+        logging.getLogger(logger).error("no rights here")
+        logging.getLogger(logger).error("no rights here")
+    assert [record.getMessage() for record in caplog.records] == [
+        "no rights here", "other here", "no rights here", "no rights here"
+    ] * 2  # fmt: skip
 
 
 def test_names_with_colons_are_local_paths_and_the_schemes_are_those_with_a_package():

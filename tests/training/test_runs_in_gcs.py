@@ -200,14 +200,21 @@ def test_a_damaged_step_is_put_aside(run: str, bucket: Server, tiny_project: Pat
 
 
 @pytest.mark.slow
-def test_variants_are_compared_in_a_bucket(bucket: Server, tiny_project: Path, monkeypatch, capsys):
+def test_variants_are_compared_in_a_bucket(bucket: Server, tiny_project: Path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tiny_project)
     compare = "compare=[{name: full, trainable: all}, {name: head, trainable: head}]"
-    assert main(["compare", "tiny.yaml", "run.root=gs://bucket/runs", *SHORT, compare]) == 0
-    assert "head" in capsys.readouterr().out
+    words = ["compare", "tiny.yaml", "run.root=gs://bucket/runs", *SHORT, compare]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    assert "head" in first and not Path("runs").exists()
     assert {f"runs/tiny-comparison.{ending}" for ending in ("md", "json", "html")} <= set(bucket.names("runs/"))
     found = json.loads(bucket.text("runs/tiny-comparison.json"))
     assert [row["run"] for row in found["methods"]] == [f"gs://bucket/runs/tiny-{name}" for name in ("full", "head")]
+    before = {name: bucket.text(name) for name in bucket.names("runs/") if name.endswith("metrics.jsonl")}
+    gcs_server.install(bucket, tmp_path / "elsewhere", monkeypatch)  # a machine without copies
+    assert len(before) == 3 and main(words) == 0
+    assert capsys.readouterr().out == first
+    assert {name: bucket.text(name) for name in before} == before, "a finished run is not repeated"
 
 
 @pytest.mark.slow
@@ -533,6 +540,7 @@ def test_an_unknown_root_is_one_line(tiny_project: Path, capsys, root: str, mess
         ("gs://nowhere/runs", [], "there is no such bucket"),
         ("gs://bucket/runs", [Fault(403, "POST", "", 99)], "access is refused"),
         ("gs://bucket/runs", [Fault(401, "", "", 99)], "access is refused"),
+        ("gs://bucket/runs", [Fault(400, "", "", 99)], "the request is refused"),
     ],
 )
 def test_a_bucket_that_is_no_use_ends_a_run_before_data_are_prepared(
@@ -544,6 +552,49 @@ def test_a_bucket_that_is_no_use_ends_a_run_before_data_are_prepared(
     error = capsys.readouterr().err
     assert message in error and root in error and "Traceback" not in error
     assert not list((tmp_path / "staged").rglob("prepared")) and not Path("gs:").exists()
+
+
+@pytest.mark.parametrize("name", ["runs", "runs/tiny"])
+def test_a_run_below_a_file_is_refused(bucket: Server, tiny_project: Path, monkeypatch, capsys, name: str):
+    monkeypatch.chdir(tiny_project)
+    bucket.put("bucket", name, b"text")
+    assert train(tiny_project, "gs://bucket/runs") == 2
+    assert capsys.readouterr().err.endswith(
+        f"gs://bucket/{name}: is a file; name a folder in run.root, or another run.name\n"
+    )
+    assert bucket.names() == [name]
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate", "report", "verify-run"])
+@pytest.mark.parametrize(
+    ("url", "fault", "message"),
+    [
+        ("gs://nowhere", None, "bucket"),
+        ("gs://nowhere/run/", None, "bucket"),
+        ("gs:///bucket", None, "did you mean gs://bucket?"),
+        ("gs:bucket/x", None, "did you mean gs://bucket/x?"),
+        ("gs://bucket", None, "gs://bucket: holds neither config.json (Hugging Face) nor a checkpoint; here are runs"),
+        ("gs://bucket/runs/", None, "nor a checkpoint; here are file.txt"),
+        ("gs://bucket/runs/file.txt", None, "gs://bucket/runs/file.txt: is a file; name the folder of a run"),
+        ("gs://bucket/nothing", None, "gs://bucket/nothing: no such folder"),
+        ("gs://bucket/runs", 403, "access is refused"),
+        ("gs://bucket/runs", 400, "the request is refused"),
+    ],
+)
+def test_a_run_that_is_not_there_is_one_line(bucket: Server, command: str, url: str, fault, message: str, capsys):
+    bucket.put("bucket", "runs/file.txt", b"text")
+    bucket.faults = [Fault(fault, "", "", 999)] if fault else []
+    assert main([command, url]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if " ... | " not in line]  # those are progress
+    assert message in error
+
+
+@pytest.mark.parametrize("level", ["01-qa", "01-qa/2"])
+def test_one_stage_or_step_in_a_bucket_is_verified(run: str, level: str, capsys):
+    assert main(["verify-run", f"{run}/checkpoints/{level}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    steps = ["2"] if level.endswith("2") else ["2", "4"]
+    assert [entry["path"].rpartition("/")[2] for entry in found] == steps
 
 
 def test_a_store_out_of_reach_and_a_missing_package(bucket: Server, tiny_project: Path, tmp_path, monkeypatch, capsys):

@@ -1,12 +1,15 @@
 """Base class and value types of the configuration sections, and fields whose section is chosen by its kind."""
 
+import re
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag
 
 from bertjax.config.limits import MAX_COUNT, MAX_LAYERS, MAX_RECORDS, MAX_SEED, MAX_SIZE, MAX_VOCABULARY
-from bertjax.storage.locations import path_problem
+from bertjax.storage.locations import folder_problem, path_problem
 from bertjax.storage.remote import is_remote
 
 Positive = Annotated[int, Field(gt=0, le=MAX_COUNT)]
@@ -23,9 +26,9 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-def _path_validator(remote: bool) -> AfterValidator:
+def _path_validator(find_problem: Callable[[str], str | None]) -> AfterValidator:
     def check(path: str) -> str:
-        if problem := path_problem(path, remote=remote):
+        if problem := find_problem(path):
             raise ValueError(problem)
         return path
 
@@ -33,17 +36,19 @@ def _path_validator(remote: bool) -> AfterValidator:
 
 
 def _check_root(path: str) -> str:
-    if problem := path_problem(path, remote=True):
+    if problem := folder_problem(path):
         raise ValueError(problem)
     if is_remote(path) and not path.startswith("gs://"):
         raise ValueError(
             f"{path[:100]!a}: runs are kept in a local folder or in gs://; prepared data may be in s3:// and az://"
         )
-    return path.rstrip("/") if is_remote(path) else path
+    scheme, separator, name = path.partition("://")
+    return scheme + separator + re.sub("/+", "/", name).rstrip("/") if separator else path
 
 
-LocalPath = Annotated[str, _path_validator(remote=False)]
-AnyPath = Annotated[str, _path_validator(remote=True)]  # local, or in an object store
+LocalPath = Annotated[str, _path_validator(partial(path_problem, remote=False))]
+AnyPath = Annotated[str, _path_validator(partial(path_problem, remote=True))]  # local, or in an object store
+AnyFolder = Annotated[str, _path_validator(folder_problem)]  # the same, to write to
 RunRoot = Annotated[str, AfterValidator(_check_root)]  # local, or in gs://
 ConfigFrom = Annotated[
     AnyPath | None, Field(description="Hugging Face folder, model on the Hub, run or checkpoint with the sizes.")

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bertjax.config.limits import MAX_ELEMENTS, MAX_SIZE
 from bertjax.config.schema.base import (
+    AnyFolder,
     AnyPath,
     LocalPath,
     Name,
@@ -234,7 +235,7 @@ class RunConfig(Section):
     log_every: Positive = Field(10, description="Steps between log lines.")
     checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="Saving and removal of checkpoints.")
     prefetch: Size = Field(4, description="Batches to prepare ahead of training.")
-    prepared_dir: AnyPath | None = Field(
+    prepared_dir: AnyFolder | None = Field(
         None,
         description="Folder or bucket of prepared data. Default: ROOT/prepared, a local folder for a root in gs://.",
     )
