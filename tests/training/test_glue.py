@@ -363,7 +363,7 @@ def test_a_dry_run_writes_nothing(tmp_path, start, capsys):
         (["--seeds", "1,1"], "bertjax glue: argument --seeds: must be different numbers (got '1,1')"),
         (["--intermediate", "mnli"], "--intermediate mnli: needs the task mnli"),
         (["cola.epochs=3"], "command line: cola.*: the task CoLA is not among those to run"),
-        (["--init", "nowhere/at/all"], "--init: nowhere/at/all: no such folder"),
+        (["--init", "nowhere/at/all"], "bertjax glue: --init is given twice"),
     ],
 )
 def test_mistakes_write_nothing(tmp_path, start, capsys, more, message):
@@ -371,6 +371,14 @@ def test_mistakes_write_nothing(tmp_path, start, capsys, more, message):
     glue(tmp_path, start, *more, code=2)
     err = capsys.readouterr().err
     assert err.splitlines()[-1].startswith(message) and not (tmp_path / "out").exists()
+
+
+def test_a_start_that_is_missing_writes_nothing(tmp_path, capsys):
+    write_glue(tmp_path / "GLUE", ["rte"])
+    glue(tmp_path, Path("nowhere/at/all"), code=2)
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("--init: nowhere/at/all: no such folder")
+    assert not (tmp_path / "out").exists()
 
 
 T5 = {
