@@ -89,8 +89,10 @@ def test_a_cell_of_the_table(train, whole, tmp_path, event, phase):
     last = committed_steps(run / "checkpoints" / "00-pretrain")[-1:] if (run / "checkpoints").exists() else []
     if event in ("SIGUSR1", "closed output", "SIGHUP under nohup"):
         assert process.returncode == 0 and last == [STEPS], process.err.read_text()
-        assert (run / "profile").exists() == (event == "SIGUSR1")
         log = (run / "train.log").read_text()
+        has_steps = phase != "evaluation"  # after the signal: the evaluation is that of the last step
+        assert (run / "profile").exists() == (event == "SIGUSR1" and has_steps)
+        assert ("no profile: no step came after SIGUSR1" in log) == (event == "SIGUSR1" and not has_steps)
         assert f"pretrain {STEPS} | stage end" in log
         assert ("the reader of the output is gone" in log) == (event == "closed output")
     elif event == "second SIGINT" and phase not in AT_ONCE:

@@ -63,3 +63,6 @@ class Profiler:
             if self._steps_left:
                 self._steps_left = 0
                 self._end()
+            elif self.is_primary and profile_requested.is_set():
+                profile_requested.clear()
+                self.log("no profile: no step came after SIGUSR1")
