@@ -58,7 +58,7 @@ run: {name: tiny, log_every: 1, compute_dtype: float32, tensorboard: false, comp
 mesh: {dcn: -1}
 stages:
   - {name: pretrain, data: {source: {kind: text, files: [text.txt], layout: sentences},
-    preprocess: {kind: text_rows, sequence_length: 32}}, objective: {kind: cbow}, steps: 100, batch_size: 4096,
+    preprocess: {kind: text_rows, sequence_length: 32}}, objective: {kind: cbow}, steps: 150, batch_size: 1024,
     optimizer: {learning_rate: 2e-3}}
 """
 
