@@ -299,6 +299,19 @@ def test_a_missing_tensorboard_is_a_note(tmp_path: Path, monkeypatch, asked: boo
     assert len(record(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("asked, notes", [(True, 1), (None, 0)])
+def test_a_tensorboard_that_cannot_be_imported_is_a_note(tmp_path: Path, monkeypatch, asked, notes: int) -> None:
+    (tmp_path / "tensorboardX.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorboardX", raising=False)
+    out = io.StringIO()
+    with tracker(tmp_path, tensorboard=asked, stream=out) as t:
+        t.train("pretrain", 1, {"loss": 1.0})
+        t.train("pretrain", 2, {"loss": 1.0})
+    assert out.getvalue().count("TensorBoard is off: tensorboardX cannot be imported (No module named") == notes
+    assert len(record(tmp_path)) == 2
+
+
 def test_wandb_gets_every_number_and_a_restart_is_the_same_run(tmp_path: Path, monkeypatch) -> None:
     calls: list[tuple] = []
 

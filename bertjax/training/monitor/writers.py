@@ -14,8 +14,8 @@ from bertjax.training.monitor.console import Console
 class TensorBoardWriter:
     """Event files through tensorboardX, in one folder for each stage, since steps of each stage start at 0."""
 
-    def __init__(self, folder: Path, make: Any) -> None:
-        self.folder, self.make = folder, make
+    def __init__(self, folder: Path, notes: Console | None) -> None:
+        self.folder, self.notes, self.is_broken = folder, notes, False
         self.writers: dict[str, Any] = {}
         self.purge: dict[str, int] = {}
         self.before: set[str] | None = None
@@ -24,12 +24,21 @@ class TensorBoardWriter:
         self.before, self.purge = set(stages_before), {stage: step + 1}
 
     def write_scalars(self, stage: str, step: int, group: str, values: Mapping[str, float]) -> None:
+        if self.is_broken:
+            return
         writer = self.writers.get(stage)
         if writer is None:
+            try:
+                from tensorboardX import SummaryWriter  # imports torch where it is installed, which takes seconds
+            except ImportError as error:  # installed, but not what it needs
+                self.is_broken = True
+                if self.notes is not None:
+                    self.notes.note(f"TensorBoard is off: tensorboardX cannot be imported ({str(error)[:100]})")
+                return
             # Events at or after the purge step are hidden: for a stage after the restored one all of them.
             purge = None if self.before is None or stage in self.before else self.purge.get(stage, 0)
             unique = f".{time.time_ns()}"  # tensorboardX names files by the second
-            writer = self.make(str(self.folder / stage), purge_step=purge, filename_suffix=unique)
+            writer = SummaryWriter(str(self.folder / stage), purge_step=purge, filename_suffix=unique)
             self.writers[stage] = writer
         for key, value in values.items():
             writer.add_scalar(f"{group}/{key}", value, step)
@@ -62,13 +71,7 @@ def open_tensorboard(folder: Path, notes: Console | None) -> TensorBoardWriter |
         if notes is not None:
             notes.note("TensorBoard is off: tensorboardX is not installed (pip install 'bertjax[tensorboard]')")
         return None
-    return TensorBoardWriter(folder, _summary_writer)
-
-
-def _summary_writer(*arguments: Any, **options: Any) -> Any:
-    from tensorboardX import SummaryWriter  # imports torch where it is installed, which takes seconds
-
-    return SummaryWriter(*arguments, **options)
+    return TensorBoardWriter(folder, notes)
 
 
 def open_wandb(run_dir: Path, config: Mapping[str, Any], stages: list[str], notes: Console) -> WandbWriter | None:
