@@ -90,10 +90,10 @@ PLACES = {
     "end": ("bertjax.training.checkpoint.manager:CheckpointManager.close", 1),
 }
 IN_A_MODEL = {
-    "step": ("bertjax.training.stage:StageRunner.run_step", 2),
+    "step": ("bertjax.training.stage.runner:StageRunner.run_step", 2),
     "digest": PLACES["digest"],
     "evaluation": ("bertjax.evaluation.evaluators.loss:local_batch_rows", 2),
-    "end": ("bertjax.training.stage:StageRunner.finish", 1),
+    "end": ("bertjax.training.stage.runner:StageRunner.finish", 1),
 }
 FAST = {("digest", 1), ("commit", 0)}
 

@@ -266,7 +266,7 @@ def test_a_long_compilation_and_a_long_save_are_no_alarm(job, tmp_path):
 # ---- stops ----------------------------------------------------------------------------------------------------------
 
 LOSE_NOTHING = {  # what one process is doing -> where it is held, and what the message says
-    "prepare": ("bertjax.training.stage_plan:open_batches:0:1", "stopped while starting"),
+    "prepare": ("bertjax.training.stage.plan:open_batches:0:1", "stopped while starting"),
     "begin": (
         "bertjax.training.checkpoint.warmstart:init_params:0:1",
         "stopped while restoring or making the parameters",

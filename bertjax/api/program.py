@@ -25,7 +25,7 @@ from bertjax.training.checkpoint.teacher import load_teacher
 from bertjax.training.freezing import Episode
 from bertjax.training.monitor import run_mirror
 from bertjax.training.run_context import RunContext
-from bertjax.training.stage_plan import StagePlan, open_stage
+from bertjax.training.stage.plan import StagePlan, open_stage
 from bertjax.training.state import TrainState, stage_keys
 from bertjax.training.step import jit_train_step
 from bertjax.training.untrained_heads import UntrainedHeads

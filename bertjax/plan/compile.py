@@ -16,10 +16,11 @@ from bertjax.data.pipeline.task_rows import Fields
 from bertjax.errors import UserError
 from bertjax.parallel.mesh import make_mesh
 from bertjax.progress import reporter
-from bertjax.training import freezing, rates, stage_plan, validate
+from bertjax.training import freezing, rates, validate
 from bertjax.training.checkpoint.teacher import planned_teacher
 from bertjax.training.program import TrainProgram, stage_program
 from bertjax.training.run_context import RunContext
+from bertjax.training.stage import plan as stage_plan
 from bertjax.training.state import TrainState
 from bertjax.training.step import jit_train_step
 

@@ -17,7 +17,7 @@ from bertjax.evaluation.restore import RestoredCheckpoint, restore
 from bertjax.progress import reporter
 from bertjax.storage import atomic, remote, remote_folder
 from bertjax.training import inputs, validate
-from bertjax.training.stage import Evaluator
+from bertjax.training.stage.evaluations import Evaluator
 
 OFFICIAL_FILES = {"predictions": "predictions.json", "nbest": "nbest_predictions.json", "null_odds": "null_odds.json"}
 

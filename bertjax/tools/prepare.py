@@ -16,7 +16,7 @@ from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.monitor.phases import PREPARE, Phases
 from bertjax.training.monitor.watchdog import watch_preparation
 from bertjax.training.run_context import load_tokenizer, prepared_dir, source_fingerprints
-from bertjax.training.stage_plan import open_data
+from bertjax.training.stage.plan import open_data
 
 
 def open_stage_data(

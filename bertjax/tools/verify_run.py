@@ -1,5 +1,6 @@
 """`bertjax verify-run`: read every checkpoint of a run, and its small files, and compare them with their digests."""
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from bertjax.data.tokenizers import files as tokenizer_files
 from bertjax.data.tokenizers import load
 from bertjax.errors import StorageError, UserError
 from bertjax.progress.text import size
-from bertjax.storage import remote, remote_folder
+from bertjax.storage import mirror, remote, remote_folder
 from bertjax.training.checkpoint.integrity import CorruptStepError
 from bertjax.training.checkpoint.locate import CheckpointRef, find, list_complete_steps, stage_folders
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor.tracking import count_damaged_lines
+
+FILES = ("config.yaml", "tokenizer", "metrics.jsonl")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def verify_run_command(path: str | Path, as_json: bool = False) -> tuple[Any, bo
     if not findings:
         raise UserError(f"{path}: holds no checkpoint; is it a run folder, and has the run saved one yet?")
     steps = len(findings)
-    findings += _verify_files(place, newest) if stages and not remote.is_remote(place) else []
+    findings += _verify_files(place, newest) if stages else []
     bad = sum(finding.problem is not None for finding in findings)
     if as_json:
         return [asdict(finding) for finding in findings], not bad
@@ -79,13 +82,19 @@ def _verify_step(reader: CheckpointReader, step: int) -> Finding:
 
 def _verify_files(run: Path, meta: Mapping[str, Any] | None) -> Iterator[Finding]:
     """Verify config.yaml and tokenizer/ by the meta data of the newest good checkpoint, and metrics.jsonl."""
-    config, tokenizer, metrics = run / "config.yaml", run / "tokenizer", run / "metrics.jsonl"
-    if meta is not None:
-        yield Finding(str(config), _config_problem(config, meta))
-        yield Finding(str(tokenizer), _tokenizer_problem(tokenizer, meta))
-    if metrics.is_file():
-        damaged, lines = count_damaged_lines(metrics)
-        yield Finding(str(metrics), f"{damaged} of {lines} lines" if damaged else None, f" ({lines} lines)")
+    with tempfile.TemporaryDirectory() as folder:
+        local = run
+        if remote.is_remote(run):
+            local = Path(folder, run.name)
+            mirror.Mirror(run, local).fetch(only=FILES)
+        config, tokenizer, metrics = (local / name for name in FILES)
+        if meta is not None:
+            yield Finding(str(run / config.name), _config_problem(config, meta))
+            yield Finding(str(run / tokenizer.name), _tokenizer_problem(tokenizer, meta))
+        if metrics.is_file():
+            damaged, lines = count_damaged_lines(metrics)
+            problem = f"{damaged} of {lines} lines" if damaged else None
+            yield Finding(str(run / metrics.name), problem, f" ({lines} lines)")
 
 
 def _config_problem(path: Path, meta: Mapping[str, Any]) -> str | None:

@@ -199,7 +199,7 @@ def _init_sources(stages: Iterable[StageFiles]) -> Iterator[str]:
 
 
 def _teachers(stages: Iterable[StageFiles]) -> Iterator[str]:
-    """Check that the teachers are there; `stage_plan` checks that they fit."""
+    """Check that the teachers are there; `stage.plan` checks that they fit."""
     for files in stages:
         if files.stage.distillation is not None:
             try:

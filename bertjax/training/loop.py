@@ -27,8 +27,9 @@ from bertjax.training.monitor.tracking import Tracker
 from bertjax.training.monitor.watchdog import watch_preparation
 from bertjax.training.program import TrainProgram
 from bertjax.training.run_context import RunContext
-from bertjax.training.stage import Evaluator, StageRunner
-from bertjax.training.stage_plan import StagePlan, open_stage, unfinished_stages
+from bertjax.training.stage.evaluations import Evaluator
+from bertjax.training.stage.plan import StagePlan, open_stage, unfinished_stages
+from bertjax.training.stage.runner import StageRunner
 
 # (context, index of the stage, its program, names of its labels) -> its evaluators
 BuildEvaluators = Callable[[RunContext, int, TrainProgram, list[str] | None], list[Evaluator]]

@@ -17,7 +17,7 @@ from bertjax.training.checkpoint.locate import find_stage_names
 from bertjax.training.checkpoint.stage_files import StageFiles, newest_meta
 from bertjax.training.program import stage_program
 from bertjax.training.run_context import RunContext
-from bertjax.training.stage_plan import StagePlan
+from bertjax.training.stage.plan import StagePlan
 from bertjax.training.triggers.early_stopping import stopped_early
 
 

@@ -27,8 +27,9 @@ from bertjax.config.loading.load import load
 from bertjax.config.schema.run import Config
 from bertjax.data.pipeline.loader import Batches
 from bertjax.evaluation.evaluators.build import build_evaluators
-from bertjax.training import loop, stage
+from bertjax.training import loop
 from bertjax.training.checkpoint.layout import committed_steps
+from bertjax.training.stage import start as stage_start
 from bertjax.training.state import TrainState
 
 SAME = (
@@ -112,7 +113,7 @@ def live_and_die(config: Config, base: Path, rng: random.Random, recoveries: lis
 
 def forget(what: str) -> None:
     """Break the resume: the optimizer's slots, the random key or the place in the data are not restored."""
-    remember, iterate = stage.from_tree, Batches.iterate
+    remember, iterate = stage_start.from_tree, Batches.iterate
 
     def without_slots(tree: Any, like: TrainState) -> TrainState:
         opt = {group: {name: jnp.zeros_like(x) for name, x in slots.items()} for group, slots in tree["opt"].items()}
@@ -127,7 +128,7 @@ def forget(what: str) -> None:
     if what == "data":
         Batches.iterate = from_the_beginning
     else:
-        stage.from_tree = {"slots": without_slots, "key": without_key}[what]
+        stage_start.from_tree = {"slots": without_slots, "key": without_key}[what]
 
 
 def storm(project: Path, root: Path, kills: int, seed: int, overrides: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from bertjax.evaluation.inference.batches import round_up_batch
 from bertjax.parallel import batches
 from bertjax.parallel.mesh_shape import batch_shards
 from bertjax.plan.sweep import MeshShape, smallest_batch
-from bertjax.training import stage_plan
+from bertjax.training.stage import plan as stage_plan
 
 OVER_TENSOR = {"batch": ["dcn", "data", "fsdp", "tensor"], "vocab": None, "heads": None, "mlp": None}
 CASES = [

@@ -22,7 +22,7 @@ from bertjax.training import loop
 from bertjax.training.checkpoint.layout import committed_steps
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor.tracking import Tracker
-from bertjax.training.stage_plan import check_sources
+from bertjax.training.stage.plan import check_sources
 
 pytestmark = pytest.mark.usefixtures("one_device")
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}

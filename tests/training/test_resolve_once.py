@@ -13,7 +13,7 @@ from bertjax.config.loading import load
 from bertjax.data.sources import registry
 from bertjax.errors import StoppedSafely
 from bertjax.training.checkpoint import reader
-from bertjax.training.stage import StageRunner
+from bertjax.training.stage.runner import StageRunner
 
 FINE = """\
 extends: tiny.yaml

@@ -597,6 +597,24 @@ def test_one_stage_or_step_in_a_bucket_is_verified(run: str, level: str, capsys)
     assert [entry["path"].rpartition("/")[2] for entry in found] == steps
 
 
+def test_the_small_files_in_a_bucket_are_verified(run: str, bucket: Server, capsys):
+    assert main(["verify-run", run]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "4 checkpoints and 3 files: all good"
+    name = "runs/tiny/config.yaml"
+    config = bucket.text(name).replace("hidden_dropout_prob: 0.1", "hidden_dropout_prob: 0.3")
+    bucket.put("bucket", name, config.encode())
+    bucket.put("bucket", "runs/tiny/metrics.jsonl", bucket.text("runs/tiny/metrics.jsonl").encode() + b"\xff\n")
+    assert main(["verify-run", run]) == 4
+    *lines, last = capsys.readouterr().out.splitlines()
+    changed = "not what the checkpoints were made with (model.hidden_dropout_prob: 0.1 -> 0.3)"
+    assert f"{run}/config.yaml: DAMAGED: {changed}" in lines and last == "4 checkpoints and 3 files: 2 DAMAGED"
+    assert any(line.startswith(f"{run}/metrics.jsonl: DAMAGED: 1 of ") for line in lines)
+    for name in bucket.names("runs/tiny/tokenizer/"):
+        bucket.objects["bucket"].pop(name)
+    assert main(["verify-run", run]) == 4
+    assert f"{run}/tokenizer: DAMAGED: no such" in capsys.readouterr().out
+
+
 def test_a_store_out_of_reach_and_a_missing_package(bucket: Server, tiny_project: Path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tiny_project)
     monkeypatch.setattr(lease, "RETRIES", {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"})

@@ -17,7 +17,7 @@ from bertjax.training.guards.spikes import SpikeRule, SpikeWindow
 from bertjax.training.state import from_tree, to_tree
 from bertjax.training.step import jit_train_step
 from bertjax.training.triggers import rewind
-from bertjax.training.triggers.rewind import batch_position, read_rewinds
+from bertjax.training.triggers.rewind import batch_position, left_out, read_rewinds
 
 
 def reference(values: np.ndarray, window: int, sigma: float, after: int) -> list[int]:
@@ -156,6 +156,13 @@ def test_batches_after_rewinds_and_the_checkpoint_to_go_back_to():
     steps = [100, 200, 300, 400]
     assert rewind._target(steps, 350, 100) == 200 and rewind._target(steps, 350, 0) == 300
     assert rewind._target(steps, 150, 100) == 100 and rewind._target(steps, 100, 0) is None
+
+
+def test_a_start_says_what_it_leaves_out():
+    rewinds = [[4, 2], [9, 3]]
+    assert left_out([], 0) is None and left_out(rewinds, 10) is None
+    assert left_out(rewinds, 5).startswith("leaves out 3 batches after step 9 (rewinds.json")
+    assert "2 batches after step 4, 3 batches after step 9" in left_out(rewinds, 0)
 
 
 def test_a_damaged_file_of_rewinds_is_not_ignored(tmp_path):

@@ -23,7 +23,7 @@ from bertjax.training.checkpoint.layout import committed_steps
 from bertjax.training.checkpoint.reader import CheckpointReader
 from bertjax.training.monitor import preemption
 from bertjax.training.monitor.tracking import Tracker
-from bertjax.training.stage import Meter, StageRunner
+from bertjax.training.stage.runner import Meter, StageRunner
 
 SLOW = pytest.mark.slow
 TIMES = {"tokens_per_second", "step_seconds", "data_wait", "mfu", "memory_bytes", "elapsed"}

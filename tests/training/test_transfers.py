@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bertjax.training.stage import StageRunner
+from bertjax.training.stage.runner import StageRunner
 
 
 def test_the_guard_refuses_an_implicit_transfer():

@@ -14,7 +14,7 @@ from bertjax.tools.show.rows import Piece, Row, decode_row
 from bertjax.training import inputs
 from bertjax.training.checkpoint.stage_files import run_stages
 from bertjax.training.run_context import load_tokenizer, prepared_dir, source_fingerprints
-from bertjax.training.stage_plan import open_data
+from bertjax.training.stage.plan import open_data
 
 MAX_STEPS = 10_000  # read to find rows of a rare task
 

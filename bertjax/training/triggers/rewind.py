@@ -29,6 +29,12 @@ def batch_position(rewinds: Sequence[Sequence[int]]) -> Callable[[int], int]:
     return lambda step: step + sum(batches for since, batches in rewinds if since <= step)
 
 
+def left_out(rewinds: Rewinds, start: int) -> str | None:
+    """What the steps after `start` leave out, in one line; None if nothing."""
+    later = [f"{batches} batches after step {step}" for step, batches in rewinds if step >= start]
+    return f"leaves out {', '.join(later)} ({FILE_NAME}: the run has gone back there after spikes)" if later else None
+
+
 def rewind(
     rule: Rewind, checkpoints: CheckpointManager, run_dir: Path, stage: str, spikes: Sequence[int], now: int,
     record: Callable[[int, int], None],

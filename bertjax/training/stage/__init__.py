@@ -1,0 +1,1 @@
+"""One stage of a run: its plan, its beginning, its steps and its evaluations."""
