@@ -1,6 +1,8 @@
 """From a model section of any family to abstract parameters, initial parameters and a module."""
 
+import functools
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -35,8 +37,25 @@ def abstract_model(
     peft: PeftOptions = PeftOptions(),  # noqa: B008
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """-> (graphdef, abstract nnx.State with shapes, dtypes and logical axes); allocates nothing."""
+    section = _Section(type(config), config.model_dump_json(), config)
+    return _trace_module(section, heads, num_labels, compute, peft)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A model section as the key of a cache."""
+
+    kind: type
+    values: str
+    config: ModelConfig = field(compare=False)
+
+
+@functools.lru_cache(maxsize=16)  # the checks of a run, its stages and their evaluations ask for the same ones
+def _trace_module(
+    section: _Section, heads: tuple[str, ...], num_labels: int, compute: ComputeOptions, peft: PeftOptions
+) -> tuple[nnx.GraphDef, nnx.State]:
     make = lambda key: nnx.split(  # noqa: E731
-        _make_module(config, heads, num_labels, peft, compute, key), nnx.Param
+        _make_module(section.config, heads, num_labels, peft, compute, key), nnx.Param
     )
     return nnx.eval_shape(make, jax.random.key(0))
 

@@ -81,6 +81,10 @@ class TrainProgram:
 
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """{path: shape, dtype and sharding} of all parameters."""
+        return dict(self._abstract_params)
+
+    @cached_property
+    def _abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         names = self.logical_axes()
         flat = param_paths.flatten(nnx.as_pure(self._structure[1]))  # type: ignore[attr-defined]
         return {

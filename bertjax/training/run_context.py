@@ -33,6 +33,7 @@ from bertjax.training.program import TrainProgram
 
 Fingerprint = Callable[[Any], str]
 MULTI_LABEL = "multi_label_classification"  # `problem_type` in meta data; other classifiers have none
+MIN_COMPILE_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # of a program that jax's cache keeps
 PACKAGES = "bertjax jax jaxlib flax optax orbax-checkpoint tokenizers sentencepiece numpy".split()
 
 
@@ -172,6 +173,8 @@ def enable_compilation_cache(config: Config) -> None:
             return
     if where:
         jax.config.update("jax_compilation_cache_dir", where)
+        if MIN_COMPILE_SECONDS not in os.environ:  # jax's default keeps none that took less than a second
+            jax.config.update(MIN_COMPILE_SECONDS.lower(), 0.0)
 
 
 def _find_other_writers(folder: Path) -> str:

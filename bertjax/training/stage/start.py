@@ -78,7 +78,8 @@ def _restore(
         likes[step] = program.abstract_state(plan.episodes[number].groups, key)
         everything = add_heads(program, meta.get("carried", ()), meta["num_labels"]).abstract_params()
         untrained.clear()
-        untrained.update({path: x for path, x in everything.items() if path not in program.param_shardings()})
+        own = program.abstract_params()
+        untrained.update({path: x for path, x in everything.items() if path not in own})
         return adapters.checkpoint_tree(likes[step], stage, index, untrained)
 
     step, tree, meta = checkpoints.restore(abstract)

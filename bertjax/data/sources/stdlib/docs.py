@@ -64,18 +64,20 @@ def _body(entries: list[Entry]) -> Iterator[str]:
         yield from entry.facts()
 
 
-@functools.cache
-def _modules(root: Path) -> list[tuple[str, list[str], list[Entry]]]:
-    """(name, sentences of the module's own docstring, entries)."""
+def _modules(root: Path) -> Iterator[tuple[str, list[str], list[Entry]]]:
+    """(name, sentences of the module's own docstring, entries), each read when it is asked for."""
     files = source_files(root)
     if len(files) < 100:
         raise UserError(f"{root}: the Python standard library's sources are missing; install the full python3 package")
-    found = []
     for name, path in files:
-        tree = parse(path)
-        if tree is not None:
-            found.append((name, extract_prose(ast.get_docstring(tree) or ""), module_entries(tree)))
-    return found
+        if (found := _module(path)) is not None:
+            yield name, *found
+
+
+@functools.cache
+def _module(path: Path) -> tuple[list[str], list[Entry]] | None:
+    tree = parse(path)
+    return None if tree is None else (extract_prose(ast.get_docstring(tree) or ""), module_entries(tree))
 
 
 @functools.cache

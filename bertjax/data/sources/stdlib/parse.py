@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import os
 import re
 import sysconfig
 from pathlib import Path
@@ -96,10 +97,13 @@ def stdlib_root() -> Path:
 def source_files(root: Path) -> list[tuple[str, Path]]:
     """(dotted module name, file) of every module worth reading, sorted by name."""
     found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if SKIPPED.isdisjoint(parts) and not parts[-1].startswith(("test_", "_sysconfigdata")):
-            found.append((".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path))
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in SKIPPED]  # site-packages may be large
+        for name in names:
+            path = Path(parent, name)
+            parts = path.relative_to(root).with_suffix("").parts
+            if name.endswith(".py") and parts[-1] not in SKIPPED and not name.startswith(("test_", "_sysconfigdata")):
+                found.append((".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path))
     return sorted(found)
 
 
@@ -251,6 +255,8 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, kind: str, owner: st
     lead, rest = _describe(node, kind)
     if re.fullmatch(r"__\w+__", node.name):
         lead = ""  # every class has one: no name to ask for
+    if not lead:
+        return Entry(node.name, kind, owner, lead, rest)
     positional = [*node.args.posonlyargs, *node.args.args]
     arguments = positional[len(positional) - len(node.args.defaults) :]
     pairs: list[tuple[ast.arg, ast.expr | None]] = list(zip(arguments, node.args.defaults, strict=True))
@@ -258,7 +264,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, kind: str, owner: st
     defaults = tuple((a.arg, text) for a, value in pairs if len(a.arg) > 2 and (text := _literal(value)))
     thrown = {_exception(item) for item in ast.walk(node) if isinstance(item, ast.Raise)}
     raises = thrown.pop() if len(thrown) == 1 else ""
-    return Entry(node.name, kind, owner, lead, rest, defaults[:2] if lead else (), raises if lead else "")
+    return Entry(node.name, kind, owner, lead, rest, defaults[:2], raises)
 
 
 def _class(node: ast.ClassDef) -> Entry:

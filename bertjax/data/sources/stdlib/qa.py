@@ -5,6 +5,7 @@ A context joins entries of a few modules and holds each kind of fact at most onc
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bertjax.data.sources.stdlib.parse import Entry
@@ -22,6 +23,15 @@ class Fact(NamedTuple):
     question: str
     cue: str
     answer: str
+
+
+@dataclass(eq=False)
+class _Group:
+    """Entries of a context that is not full yet, the kinds of facts in it and its length in words."""
+
+    items: list[tuple[str, list[Fact]]] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
+    words: int = 0
 
 
 def build_squad(modules: Iterable[tuple[str, list[Entry]]], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -77,28 +87,26 @@ def facts_of(entry: Entry) -> Iterator[Fact]:
 
 def _groups(entries: list[tuple[str, list[Fact]]]) -> Iterator[list[tuple[str, list[Fact]]]]:
     """Entries for one context after another, first fit: few words, no two facts of one sort."""
-    waiting: list[list[tuple[str, list[Fact]]]] = []
+    waiting: list[_Group] = []
     for item in entries:
-        for group in waiting:
-            if _fits([facts for _, facts in group], item[1]):
-                group.append(item)
-                break
-        else:
-            group = [item]
+        facts = item[1]
+        kinds, words = {fact.kind for fact in facts}, _words(facts)
+        most = CONTEXT_WORDS[1] - words
+        group = next((one for one in waiting if one.words <= most and one.kinds.isdisjoint(kinds)), None)
+        if group is None:
+            group = _Group()
             waiting.append(group)
-        if _words([facts for _, facts in group]) >= CONTEXT_WORDS[0]:
+        group.items.append(item)
+        group.kinds |= kinds - {"owner"}  # two owners: then it is not asked for
+        group.words += words
+        if group.words >= CONTEXT_WORDS[0]:
             waiting.remove(group)
-            yield group
-    yield from (group for group in waiting if len(group) > 1)
+            yield group.items
+    yield from (group.items for group in waiting if len(group.items) > 1)
 
 
-def _fits(group: list[list[Fact]], facts: list[Fact]) -> bool:
-    kinds = {fact.kind for held in group for fact in held} - {"owner"}  # two owners: then it is not asked for
-    return kinds.isdisjoint(fact.kind for fact in facts) and _words([*group, facts]) <= CONTEXT_WORDS[1]
-
-
-def _words(group: list[list[Fact]]) -> int:
-    return sum(len(sentence.split()) for facts in group for sentence in _sentences(facts))
+def _words(facts: list[Fact]) -> int:
+    return sum(len(sentence.split()) for sentence in _sentences(facts))
 
 
 def _sentences(facts: list[Fact]) -> list[str]:
