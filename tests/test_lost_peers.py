@@ -92,7 +92,7 @@ PLACES = {
 IN_A_MODEL = {
     "step": ("bertjax.training.stage.runner:StageRunner.run_step", 2),
     "digest": PLACES["digest"],
-    "evaluation": ("bertjax.evaluation.evaluators.loss:local_batch_rows", 2),
+    "evaluation": ("bertjax.evaluation.evaluators.loss:local_batch_rows", 1),
     "end": ("bertjax.training.stage.runner:StageRunner.finish", 1),
 }
 FAST = {("digest", 1), ("commit", 0)}
