@@ -1,0 +1,86 @@
+"""Losses of the same pre-training in the compute dtype and with dense layers in FP8.
+
+    python benchmarks/accelerator/parity.py SHAPE ROWS [STEPS]
+
+Both trainings have the same first weights, batches and dropout. Rows repeat one of 64 phrases, from any of its tokens
+on: masked words can be learned. Prints one line of JSON; run by gpu.py and tpu.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from step_worker import SHAPES, VOCAB, batch, build  # noqa: E402
+from turns import provenance  # noqa: E402
+
+MASK, PHRASES, PHRASE_LENGTH = 103, 64, 16
+WINDOW = 50  # steps that are averaged
+
+
+def phrase_batch(shape: tuple[int, ...], rows: int, number: int) -> dict[str, np.ndarray]:
+    """Batch `number`, in the layout of `batch`: every masked word is in its row at another place, or in other rows."""
+    made, S = batch(shape, rows, number), shape[4]
+    phrases = np.random.default_rng(0).integers(1000, VOCAB, (PHRASES, PHRASE_LENGTH), np.int32)
+    rng = np.random.default_rng((1, number))
+    start = rng.integers(0, PHRASE_LENGTH, (rows, 1))
+    words = phrases[rng.integers(0, PHRASES, (rows, 1)), (start + np.arange(S)) % PHRASE_LENGTH]
+    made["masked_ids"] = np.take_along_axis(words, made["masked_positions"], axis=1)
+    np.put_along_axis(words, made["masked_positions"], MASK, axis=1)
+    made["nsp_labels"] = (start % 2).astype(np.int32)
+    return made | {"input_ids": words}
+
+
+def train(shape: tuple[int, ...], rows: int, steps: int, **options: Any) -> list[float]:
+    """The loss of each step of the shipped program."""
+    import jax
+
+    from bertjax.training import freezing
+    from bertjax.training.step import jit_train_step
+
+    program = build(shape, **options)
+    params = program.initialize(jax.random.key(0))
+    state = program.init_state(params, freezing.param_groups(params), jax.random.key(1))
+    step, losses = jit_train_step(program, state), []
+    for number in range(steps):
+        rows_on_device = jax.device_put(phrase_batch(shape, rows, number), program.batch_sharding())
+        state, metrics = step(state, rows_on_device)
+        losses.append(metrics["loss"])
+        if number % 20 == 0:
+            losses[-1].block_until_ready()  # do not run far ahead with batches in memory
+    return [float(loss) for loss in losses]
+
+
+def compare(shape: tuple[int, ...], rows: int, steps: int) -> dict[str, Any]:
+    """Averages of windows of both trainings, and how far apart they are."""
+    curves = {dtype: train(shape, rows, steps, dense_dtype=dtype) for dtype in ("compute", "fp8")}
+    means = {
+        dtype: [float(np.mean(losses[i : i + WINDOW])) for i in range(0, steps, WINDOW)]
+        for dtype, losses in curves.items()
+    }
+    apart = np.abs(np.subtract(means["fp8"], means["compute"]))
+    return {
+        "steps": steps,
+        "rows": rows,
+        "window": WINDOW,
+        "means": {dtype: [round(x, 4) for x in found] for dtype, found in means.items()},
+        "last": {dtype: round(found[-1], 4) for dtype, found in means.items()},
+        "last_difference": round(means["fp8"][-1] - means["compute"][-1], 4),
+        "largest_difference": round(float(apart.max()), 4),
+        "finite": bool(np.isfinite([*curves["fp8"], *curves["compute"]]).all()),
+    }
+
+
+def main() -> None:
+    name, rows, *more = sys.argv[1:]
+    steps = int(more[0]) if more else 500
+    found = compare(SHAPES[name], int(rows) or SHAPES[name][3], steps)
+    print(json.dumps({"shape": name} | found | provenance()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
