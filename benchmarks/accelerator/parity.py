@@ -8,6 +8,7 @@ on: masked words can be learned. Prints one line of JSON; run by gpu.py and tpu.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ def train(shape: tuple[int, ...], rows: int, steps: int, **options: Any) -> list
     """The loss of each step of the shipped program."""
     import jax
 
+    from bertjax.config.schema.optimizers import AdamW
     from bertjax.training import freezing
     from bertjax.training.step import jit_train_step
 
-    program = build(shape, **options)
+    rate = 1e-3 * 128 / shape[1]
+    optimizer = AdamW(learning_rate=rate, warmup_steps=max(1, steps // 10))
+    program = replace(build(shape, **options), optimizer=optimizer, steps=steps)
     params = program.initialize(jax.random.key(0))
     state = program.init_state(params, freezing.param_groups(params), jax.random.key(1))
     step, losses = jit_train_step(program, state), []
@@ -55,9 +59,9 @@ def train(shape: tuple[int, ...], rows: int, steps: int, **options: Any) -> list
     return [float(loss) for loss in losses]
 
 
-def compare(shape: tuple[int, ...], rows: int, steps: int) -> dict[str, Any]:
+def compare(shape: tuple[int, ...], rows: int, steps: int, **options: Any) -> dict[str, Any]:
     """Averages of windows of both trainings, and how far apart they are."""
-    curves = {dtype: train(shape, rows, steps, dense_dtype=dtype) for dtype in ("compute", "fp8")}
+    curves = {dtype: train(shape, rows, steps, dense_dtype=dtype, **options) for dtype in ("compute", "fp8")}
     means = {
         dtype: [float(np.mean(losses[i : i + WINDOW])) for i in range(0, steps, WINDOW)]
         for dtype, losses in curves.items()

@@ -37,6 +37,7 @@ def jit_train_step(program: TrainProgram, like: TrainState, teacher: Params | No
         in_shardings=(shardings, program.batch_sharding(), *where),
         out_shardings=(shardings, None),
         donate_argnums=0,
+        compiler_options=compiler_options(program.compute.platform, program.mesh.size) or None,
     )
     return MeshJit(jitted, program.mesh, program.rules, last)
 
