@@ -1,9 +1,9 @@
-"""Everything on one GPU in one call: steps of BERT and T5, attention kernels, decoding, FP8, beside transformers' torch.
+"""Everything on one GPU in one call: steps of BERT and T5, attention kernels, decoding, FP8; beside torch.
 
     python benchmarks/gpu.py                                             # all parts, at most nine minutes
     python benchmarks/gpu.py --parts kernels,steps --shapes base512,large512 --rounds 7
     python benchmarks/gpu.py --ablate-flags --parts flags                # each XLA flag changed
-    python benchmarks/gpu.py --device cpu --shapes tiny512,t5_tiny --rounds 1 --steps 1   # without a GPU: checks the code
+    python benchmarks/gpu.py --device cpu --shapes tiny512,t5_tiny --rounds 1 --steps 1   # the code, without a GPU
 
 Parts: `steps` (BERT with and without attention dropout, packed and not; T5; XLA, the package's own kernel, cuDNN,
 torch), `kernels` (attention alone, forward and backward, with errors), `fp8` (a step with dense layers in FP8, and the

@@ -145,7 +145,7 @@ def stepper(program, rows: dict[str, np.ndarray], groups: tuple[str, ...] | None
 
 
 def ours(shape: tuple[int, ...], rows: int, packed: int = 1, **options):  # noqa: ANN003, ANN201
-    """The shipped step with its defaults, `rows` on each device -> a function that starts one step and returns the loss."""
+    """The shipped step with `rows` on each device -> a function that starts one step and returns the loss."""
     program = build(shape, **options)
     return stepper(program, batch(shape, rows * program.mesh.size, 0, packed))[0]
 

@@ -1,4 +1,4 @@
-"""T5's sides of benchmarks/step.py, gpu.py and tpu.py: our span-corruption step and transformers' torch T5, both with Adafactor."""
+"""T5's sides of the benchmarks: our span-corruption step and transformers' torch T5, both with Adafactor."""
 
 import numpy as np
 

@@ -3,7 +3,7 @@
     python benchmarks/tpu.py                                             # all parts, at most 45 minutes
     python benchmarks/tpu.py --shapes base512,t5_base --parts steps --rounds 7
     python benchmarks/tpu.py --ablate-flags --parts flags                # each XLA flag changed
-    python benchmarks/tpu.py --device cpu --shapes tiny512,t5_tiny --rounds 1 --steps 1   # without a TPU: checks the code
+    python benchmarks/tpu.py --device cpu --shapes tiny512,t5_tiny --rounds 1 --steps 1   # the code, without a TPU
 
 The same parts, options and results (results/tpu.json) as gpu.py, with splash attention in cuDNN's place and without
 torch, except in decoding, where it runs on the CPU. All chips of the VM compute, with data parallelism: rows are those

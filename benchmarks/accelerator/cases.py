@@ -93,11 +93,17 @@ ROWS = {  # of each device
     "tpu": {"base128": 64, "base512": 16, "large128": 16, "large512": 4, "t5_base": 8, "t5_large": 2},
 }
 # Parts by how much they are wanted: the last ones are left out first when time runs out.
-ORDER = ("base512", "kernels", "t5_base", "fp8", "fp8_parity", "large512", "decode", "packed", "base128", "large128", "t5_large")  # fmt: skip
+ORDER = (
+    "base512", "kernels", "t5_base", "fp8", "fp8_parity", "large512", "decode", "packed", "base128", "large128",
+    "t5_large",
+)  # fmt: skip
 
 
-def list_parts(platform: str, shapes: list[str] | None = None) -> list[Part]:
-    """All parts of a platform ("gpu" or "tpu"), the most wanted first; or those of some shapes, with their own rows."""
+def list_parts(platform: str, shapes: list[str] | None = None, on_cpu: bool = False) -> list[Part]:
+    """All parts of a platform ("gpu" or "tpu"), the most wanted first; or those of some shapes, with their own rows.
+
+    `on_cpu`: what a CPU can run of them, to check the code.
+    """
     rows = ROWS[platform] if shapes is None else dict.fromkeys(shapes, 0)
     torch = platform == "gpu"
     found = []
@@ -115,7 +121,16 @@ def list_parts(platform: str, shapes: list[str] | None = None) -> list[Part]:
     if bert:
         chosen = "base512" if "base512" in bert else bert[0]
         found.append(Part("kernels", "kernels", chosen, rows[chosen], seconds=40))
-        found.append(Part("fp8", "steps", chosen, 2 * rows[chosen], FP8[platform], seconds=_estimate(chosen, platform)))
+        found.append(
+            Part(
+                "fp8",
+                "steps",
+                chosen,
+                2 * rows[chosen],
+                FP8["tpu" if on_cpu else platform],
+                seconds=_estimate(chosen, platform),
+            )
+        )
         short = "base128" if "base128" in bert else bert[0]
         found.append(Part("fp8_parity", "parity", short, 32 if shapes is None else 0, seconds=60))
     if decoders := [shape for shape in rows if shape in T5_SHAPES]:

@@ -121,7 +121,9 @@ def measure(case: Case, platform: str, sizes: tuple[int, int, int, int], rounds:
     for kernel, times in take_turns(steps, rounds).items():
         found[kernel] |= {k: round(v / calls, 4) if k.endswith("ms") else v for k, v in times.items()}
     ms = {kernel: one["median_ms"] for kernel, one in found.items() if "median_ms" in one}
-    ratios = {f"xla_over_{kernel}": round(ms["xla"] / x, 3) for kernel, x in ms.items() if kernel != "xla" and "xla" in ms}
+    ratios = {
+        f"xla_over_{kernel}": round(ms["xla"] / x, 3) for kernel, x in ms.items() if kernel != "xla" and "xla" in ms
+    }
     shape = dict(zip(("rows", "length", "heads", "head_size"), sizes, strict=True))
     return {"case": case.name} | shape | {"ratios": ratios, "kernels": found} | provenance()
 

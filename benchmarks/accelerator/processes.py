@@ -1,4 +1,4 @@
-"""Processes of a benchmark: workers that wait for numbers of steps, and scripts that run once; all end by a deadline."""
+"""Processes of a benchmark, which end by a deadline: workers that wait for numbers of steps, and scripts."""
 
 import json
 import os

@@ -11,12 +11,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from step_worker import SHAPES
+from t5_sides import SHAPES as T5_SHAPES
+
 from accelerator import steps
 from accelerator.budget import Budget
 from accelerator.cases import OURS, SIDES, Part, list_parts
 from accelerator.processes import FOLDER, environment, run_script
-from step_worker import SHAPES
-from t5_sides import SHAPES as T5_SHAPES
 
 KINDS = ("steps", "kernels", "fp8", "decode", "flags")
 MINUTES = {"gpu": 9.0, "tpu": 45.0}
@@ -26,14 +27,14 @@ def make_parser(target: str, doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=(target, "cpu"), default=target)
     parser.add_argument("--minutes", type=float, default=MINUTES[target], help="for everything; the rest is left out")
-    parser.add_argument("--shapes", help="of step_worker.py and t5_sides.py, with their own rows; default: the platform's")
+    parser.add_argument("--shapes", help="of step_worker.py and t5_sides.py, with their own rows")
     parser.add_argument("--parts", default=",".join(KINDS[:-1]), help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--sides", help=f"of {', '.join(SIDES)}; default: those of each part")
+    parser.add_argument("--sides", help=f"of part steps, of {', '.join(SIDES)}; default: all that fit")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="steps between two looks at the clock")
     parser.add_argument("--scale", type=int, default=1, help="multiplies the rows of a batch")
     parser.add_argument("--parity-steps", type=int, default=500, help="steps of the two trainings of part fp8")
-    parser.add_argument("--ablate-flags", action="store_true", help="also run part flags: each XLA flag changed, in turns")
+    parser.add_argument("--ablate-flags", action="store_true", help="also part flags: each XLA flag changed")
     parser.add_argument("--output", type=Path, help=f"default on the device: results/{target}.json")
     return parser
 
@@ -89,7 +90,7 @@ class Call:
         shapes, kinds = self.arguments.shapes, set(self.arguments.parts.split(","))
         if self.arguments.ablate_flags:
             kinds.add("flags")
-        found = list_parts(self.target, shapes.split(",") if shapes else None)
+        found = list_parts(self.target, shapes.split(",") if shapes else None, self.platform == "cpu")
         bert = [part for part in found if part.name == "fp8"]
         found += [Part("flags", "flags", bert[0].shape, bert[0].rows // 2, seconds=120)] if bert else []
         return [part for part in found if ("fp8" if part.name.startswith("fp8") else part.kind) in kinds]
@@ -141,7 +142,8 @@ class Call:
         }  # fmt: skip
 
     def steps(self, part: Part) -> dict[str, Any]:
-        chosen = self.arguments.sides.split(",") if self.arguments.sides else part.sides
+        given = self.arguments.sides if part.name != "fp8" else None
+        chosen = given.split(",") if given else part.sides
         unfit = {"cudnn": "gpu", "splash": "tpu"}
         names, left_out = [], {}
         for name in chosen:
@@ -161,8 +163,9 @@ class Call:
 
     def script(self, part: Part) -> dict[str, Any]:
         """A part that is a script of its own: what it printed, and why it ended early."""
-        words = {"kernels": self.kernel_words, "parity": self.parity_words, "decode": self.decode_words}[part.kind](part)
-        lines, failed = run_script([str(word) for word in words], environment(self.platform), self.budget.left())
+        make = {"kernels": self.kernel_words, "parity": self.parity_words, "decode": self.decode_words}[part.kind]
+        words = [str(word) for word in make(part)]
+        lines, failed = run_script(words, environment(self.platform), self.budget.left())
         found: dict[str, Any] = {"shape": part.shape, "results": lines} | ({"failed": failed} if failed else {})
         for line in lines:
             for key in ("python", "date"):
@@ -180,8 +183,10 @@ class Call:
 
     def decode_words(self, part: Part) -> list[Any]:
         torch = "cuda" if self.platform == "gpu" else "cpu"
-        more = ["--inputs", 16, "--tokens", 4] if self.platform == "cpu" else []
-        return [FOLDER / "decode.py", "--shapes", part.shape, "--rounds", self.arguments.rounds, "--torch-device", torch, *more]
+        words = [FOLDER / "decode.py", "--shapes", part.shape, "--torch-device", torch]
+        if self.platform == "cpu":
+            words += ["--inputs", 16, "--tokens", 4]
+        return [*words, "--rounds", self.arguments.rounds]
 
     def flags(self, part: Part) -> dict[str, Any]:
         """The step with our XLA flags, and with each of them changed; see bertjax/parallel/xla_flags.py."""
@@ -194,9 +199,8 @@ class Call:
             part, list(environments), environments=environments, side_of=lambda name: side, **self.options()
         )
         ms = {name: one.get("median_ms") for name, one in found["sides"].items()}
-        found["ratios"] = {
-            f"{name}_over_as_set": round(x / ms["as_set"], 3) for name, x in ms.items() if name != "as_set" and x and ms["as_set"]
-        }
+        base = ms.pop("as_set")
+        found["ratios"] = {f"{name}_over_as_set": round(x / base, 3) for name, x in ms.items() if x and base}
         return {"side": side} | found
 
 

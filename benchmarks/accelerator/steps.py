@@ -5,12 +5,13 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from accelerator.budget import Budget
-from accelerator.cases import RATIOS, SIDES, Part
-from accelerator.processes import FOLDER, OUT_OF_TIME, PLATFORMS, Worker, environment
 from step_worker import SHAPES, model_config
 from t5_sides import SHAPES as T5_SHAPES
 from t5_sides import VOCAB
+
+from accelerator.budget import Budget
+from accelerator.cases import RATIOS, SIDES, Part
+from accelerator.processes import FOLDER, OUT_OF_TIME, PLATFORMS, Worker, environment
 
 WORKER = FOLDER / "step_worker.py"
 

@@ -1,8 +1,8 @@
 """XLA flags by platform: those that a training step is compiled with, and those that a benchmark changes.
 
-The step passes them as options of its own compilation, so that they need no variable before jax starts; a flag that the
-user gives in XLA_FLAGS or LIBTPU_INIT_ARGS keeps the user's value. Measured, or not, is said in docs/results/performance.md;
-`benchmarks/gpu.py --ablate-flags` and `benchmarks/tpu.py --ablate-flags` change each flag in turn.
+The step passes them as options of its own compilation, so that they need no variable before jax starts. A flag that
+the user gives in XLA_FLAGS or LIBTPU_INIT_ARGS keeps the user's value. docs/results/performance.md says what is
+measured; `benchmarks/gpu.py --ablate-flags` and `benchmarks/tpu.py --ablate-flags` change each flag in turn.
 """
 
 import os

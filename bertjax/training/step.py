@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertjax.objectives.base import LossTerm, rows_by_task
 from bertjax.parallel import sharding
+from bertjax.parallel.xla_flags import compiler_options
 from bertjax.training import optimizers
 from bertjax.training import state as training_state
 from bertjax.training.guards import spikes

@@ -26,7 +26,11 @@ SMALL = BertConfig(
     vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
-SPECS = {"bsd,df->bsf": ((2, 3, 16), (16, 8)), "bsd,dtf->bstf": ((2, 3, 16), (16, 3, 4)), "gd,df->gf": ((5, 16), (16, 8))}
+SPECS = {
+    "bsd,df->bsf": ((2, 3, 16), (16, 8)),
+    "bsd,dtf->bstf": ((2, 3, 16), (16, 3, 4)),
+    "gd,df->gf": ((5, 16), (16, 8)),
+}
 
 
 def grid(rng: np.random.Generator, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
@@ -87,7 +91,9 @@ def test_quantization(dtype: type, values: list[float], power: int) -> None:
 def test_random_products_and_gradients_are_close() -> None:
     """Each operand's rounding errors are independent, 2^-5 of its size at most and less in the root mean square."""
     keys = jax.random.split(jax.random.key(0), 3)
-    a, b, g = (jax.random.normal(key, shape) for key, shape in zip(keys, ((4, 32, 64), (64, 48), (4, 32, 48)), strict=True))
+    a, b, g = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, ((4, 32, 64), (64, 48), (4, 32, 48)), strict=True)
+    )
     off = {}
     exact = with_gradients(lambda a, b: jnp.einsum("bsd,df->bsf", a, b, precision="highest"), a, b, g)
     for name, einsum in (("fp8", einsum_fp8), ("lowp", einsum_lowp)):
@@ -111,7 +117,10 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
 
 def test_zeros_stay_zeros() -> None:
     y, dx, dw = with_gradients(
-        lambda a, b: einsum_fp8("bsd,df->bsf", a, b, "cpu"), jnp.zeros((2, 3, 4)), jnp.ones((4, 5)), jnp.zeros((2, 3, 5))
+        lambda a, b: einsum_fp8("bsd,df->bsf", a, b, "cpu"),
+        jnp.zeros((2, 3, 4)),
+        jnp.ones((4, 5)),
+        jnp.zeros((2, 3, 5)),
     )
     assert not y.any() and not dx.any() and not dw.any()
 

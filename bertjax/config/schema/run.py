@@ -223,8 +223,8 @@ class RunConfig(Section):
     dense_dtype: Literal["compute", "fp8"] = Field(
         "compute",
         exclude_if=lambda name: name == "compute",
-        description="Type of the operands in the matrix multiplications of layers: `compute_dtype`, or eight bits (E4M3 "
-        "forward, E5M2 for gradients, a scale per tensor), which H100 and newer GPUs multiply up to twice as fast.",
+        description="Type of the operands of matrix multiplications in layers, forward and backward: `compute` is that "
+        "above, `fp8` is E4M3 forward and E5M2 for gradients with a scale per tensor, for H100 and newer GPUs.",
     )
     attention: Literal["auto", "xla", "cudnn", "splash", "fused"] = Field(
         "auto",

@@ -1,8 +1,8 @@
 """Products with operands in eight bits, for the dense layers of encoders and decoders (`run.dense_dtype: fp8`).
 
 E4M3 forward and E5M2 for gradients (arXiv 2209.05433), one scale per tensor from its own largest magnitude ("current
-scaling", as Transformer Engine's Float8CurrentScaling), so that there is no state beside the parameters. Quantization is
-flax's (`flax.linen.fp8_ops`). Its modules have delayed scaling, whose histories of magnitudes would be variables that
+scaling", as Transformer Engine's Float8CurrentScaling), so that there is no state beside the parameters. Quantization
+is flax's (`flax.linen.fp8_ops`). Its modules have delayed scaling, whose histories of magnitudes are variables that
 gradients overwrite: they do not fit parameters that are frozen, sharded and checkpointed as one flat tree.
 """
 

@@ -79,7 +79,7 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype; `lora` and `layer` as in `Dense`."""
+    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype; see `Dense`."""
 
     def __init__(
         self, shape: tuple[int, int], names: tuple[str | None, str | None], std: float, compute: ComputeOptions,
