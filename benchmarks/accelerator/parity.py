@@ -2,7 +2,7 @@
 
     python benchmarks/accelerator/parity.py SHAPE ROWS [STEPS]
 
-Both trainings have the same first weights, batches and dropout. Rows repeat one of 64 phrases, from any of its tokens
+Both trainings have the same first weights, batches and dropout. Rows repeat one of 16 phrases, from any of its tokens
 on: masked words can be learned. Prints one line of JSON; run by gpu.py and tpu.py.
 """
 
@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from step_worker import SHAPES, VOCAB, batch, build  # noqa: E402
 from turns import provenance  # noqa: E402
 
-MASK, PHRASES, PHRASE_LENGTH = 103, 64, 16
+MASK, PHRASES, PHRASE_LENGTH = 103, 16, 16
 WINDOW = 50  # steps that are averaged
 
 

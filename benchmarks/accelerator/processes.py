@@ -71,6 +71,8 @@ class Worker:
 
     def write(self, line: str) -> None:
         assert self.process.stdin is not None
+        if self.failed:
+            return
         try:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
