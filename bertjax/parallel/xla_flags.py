@@ -44,7 +44,7 @@ class Flag:
 FLAGS = (
     Flag(
         "gpu", "xla_gpu_enable_latency_hiding_scheduler", True, False, least_devices=2,
-        why="runs collectives beside computation; off by default (docs.jax.dev/en/latest/gpu_performance_tips.html)",
+        why="runs collectives beside computation (docs.jax.dev/en/latest/gpu_performance_tips.html)",
     ),
     Flag("gpu", "xla_gpu_enable_triton_gemm", None, False, why="on by default: autotuning tries Triton beside cuBLAS"),
     Flag("gpu", "xla_gpu_autotune_level", None, 0, why="on by default: kernels are chosen by time"),
@@ -58,7 +58,7 @@ FLAGS = (
         "tpu", "xla_tpu_enable_async_collective_fusion", None, False,
         why="on by default: collectives run inside the fusions that use them",
     ),
-    Flag("tpu", "xla_tpu_scoped_vmem_limit_kib", None, 98304, why="16 MiB by default: memory of one fusion or kernel"),
+    Flag("tpu", "xla_tpu_scoped_vmem_limit_kib", None, 98304, why="memory on the chip for one fusion or kernel"),
 )  # fmt: skip
 
 

@@ -188,8 +188,8 @@ def test_losses_of_500_steps_are_those_of_bfloat16() -> None:
         spec.loader.exec_module(parity)
     finally:
         sys.path.remove(str(benchmarks))
-    found = parity.compare((2, 64, 2, 8, 32, 5), 8, 500, compute_dtype="bfloat16")
-    first, last = found["means"]["compute"][0], found["last"]["compute"]
-    assert found["finite"] and last < first - 3  # it learned
-    assert abs(found["last_difference"]) < 0.05 * last
-    assert found["largest_difference"] < 0.1
+    found = parity.compare((2, 64, 2, 8, 32, 5), 16, 500, compute_dtype="bfloat16")
+    assert found["finite"] and found["means"]["compute"][0] > 6 and found["last"]["compute"] < 0.1  # it learned
+    assert abs(found["last_difference"]) < 0.02
+    assert 0 < found["mean_difference"]["fp8"] < 0.08  # seen: 0.04, and 0.025 with other dropout
+    assert found["largest_difference"]["fp8"] < 0.3  # where the loss falls fastest; seen: 0.17 and 0.11

@@ -7,8 +7,6 @@ import pytest
 from bertjax.parallel import xla_flags
 from bertjax.parallel.xla_flags import FLAGS, Flag, compiler_options
 
-LHS = "xla_gpu_enable_latency_hiding_scheduler"
-
 
 def test_flags_by_platform_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Flag("gpu", "xla_gpu_one", True, False, "", least_devices=2)
@@ -29,7 +27,9 @@ def test_the_user_s_value_stays(given: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_ablation_adds_to_the_flags_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/x")
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    found = Flag("gpu", "xla_gpu_one", True, False, "").environment()
+    one = Flag("gpu", "xla_gpu_one", True, False, "")
+    monkeypatch.setattr(xla_flags, "FLAGS", (one,))
+    found = one.environment()
     assert found == {"XLA_FLAGS": "--xla_dump_to=/x --xla_gpu_one=false"}
     assert compiler_options("gpu", 8, found) == {}
     assert Flag("tpu", "xla_tpu_two", None, 7, "").environment() == {"LIBTPU_INIT_ARGS": "--xla_tpu_two=7"}
