@@ -195,9 +195,8 @@ class Call:
         flags = [flag for flag in FLAGS if flag.platform == self.target]
         side = OURS[self.target][-1] if self.platform == self.target else "xla_nodrop"
         environments = {"as_set": {}} | {f"{flag.name}={flag.other}": flag.environment() for flag in flags}
-        found = steps.measure(
-            part, list(environments), environments=environments, side_of=lambda name: side, **self.options()
-        )
+        options = self.options() | {"together": self.platform == "gpu"}  # all at once are too many for a small machine
+        found = steps.measure(part, list(environments), environments=environments, side_of=lambda name: side, **options)
         ms = {name: one.get("median_ms") for name, one in found["sides"].items()}
         base = ms.pop("as_set")
         found["ratios"] = {f"{name}_over_as_set": round(x / base, 3) for name, x in ms.items() if x and base}
