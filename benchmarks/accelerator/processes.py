@@ -64,8 +64,7 @@ class Worker:
             if line.startswith("{"):  # anything else is a library's chatter
                 return dict(json.loads(line))
             if not line:
-                code = self.process.wait(timeout=60)
-                self.failed = last_line(self.errors, code)
+                self.failed = last_line(self.errors, self._end(20))
         self.close()
         return {}
 
@@ -79,8 +78,22 @@ class Worker:
         except BrokenPipeError:
             pass  # `read` finds the reason
 
+    def _end(self, seconds: float) -> int:
+        """Give the process so long to end, then kill it; and what it started, as torch.compile does. -> exit code.
+
+        The group is killed before the process is reaped: afterwards its number may be another's.
+        """
+        if self.process.returncode is None:
+            end = time.monotonic() + seconds
+            while os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.02)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait(timeout=20)
+
     def close(self) -> None:
-        """End the process and those it started, at once if it failed."""
+        """End the process, at once if it failed."""
         if self.errors.closed:
             return
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -88,15 +101,7 @@ class Worker:
             self.process.stdin.close()
         except BrokenPipeError:
             pass
-        try:
-            self.process.wait(timeout=0 if self.failed else 20)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)  # torch.compile leaves processes behind
-        except ProcessLookupError:
-            pass
-        self.process.wait(timeout=20)
+        self._end(0 if self.failed else 20)
         self.reader.join(timeout=20)
         self.process.stdout.close()
         self.errors.close()
