@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 
 from bertjax.config.loading.load import build as build_config
 from bertjax.config.schema.model import BertConfig, T5Config
+from bertjax.config.schema.run import MeshConfig
 from bertjax.errors import UserError
 from bertjax.models import registry
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.layers.fp8 import BACKWARD, FORWARD, einsum_fp8, quantize_fp8
 from bertjax.models.layers.numerics import einsum_lowp
+from bertjax.parallel import sharding
+from bertjax.parallel.mesh import make_mesh
 
 SMALL = BertConfig(
     vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
@@ -152,6 +155,24 @@ def test_a_model_in_fp8_is_close_and_only_its_layers_are(segments: tuple[int, ..
     layers = 1 if segments else 2  # a scan has its layer once
     assert len(re.findall(r"f8_e4m3fn\[[^=]*= convert_element_type", text)) == 2 * 4 * layers  # both operands of four
     assert "f8_" not in str(jax.make_jaxpr(plain)(params))
+
+
+@pytest.mark.slow
+def test_scales_are_of_all_devices_where_the_partitioner_splits_a_step() -> None:
+    """Weights split over fsdp=2 and tensor=2, against one device: other scales would change results by a hundredth."""
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices")
+    loss, params = bert_loss(ComputeOptions(dense_dtype="fp8"))
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    names = registry.logical_axes(registry.abstract_model(SMALL, ("mlm",))[1])
+    placed = {p: jax.device_put(x, sharding.named_sharding(mesh, names[p], x.shape)) for p, x in params.items()}
+    with jax.set_mesh(mesh):
+        found, found_grads = jax.jit(jax.value_and_grad(loss))(placed)
+    assert float(found) == pytest.approx(float(value), rel=1e-4)
+    for path, want in grads.items():
+        off = jnp.linalg.norm(found_grads[path] - want)
+        assert off <= 5e-3 * jnp.linalg.norm(want) + 1e-7, path
 
 
 def test_heads_and_t5_s_output_layer_stay() -> None:
