@@ -2,7 +2,8 @@
 
     python benchmarks/step_worker.py ours|torch SHAPE [JSON OPTIONS]
 
-benchmarks/step.py and gpu.py start it; unfreeze.py and ablate.py use its parts. Needs neither grain nor datasets.
+benchmarks/step.py, gpu.py and tpu.py start it; unfreeze.py and ablate.py use its parts. Needs neither grain nor
+datasets. OPTIONS: `rows` (of each device), for BERT `packed` (examples in a row), and those of `build` or `theirs`.
 """
 
 import json
@@ -18,6 +19,7 @@ import t5_sides  # noqa: E402
 
 SHAPES = {  # name: (layers, hidden, heads, rows, length, masked)
     "tiny128": (2, 128, 2, 16, 128, 20),
+    "tiny512": (2, 128, 2, 2, 512, 77),
     "mini128": (4, 256, 4, 16, 128, 20),
     "mini512": (4, 256, 4, 8, 512, 77),
     "base128": (12, 768, 12, 8, 128, 20),
@@ -28,22 +30,28 @@ SHAPES = {  # name: (layers, hidden, heads, rows, length, masked)
 VOCAB = 30522
 
 
-def batch(shape: tuple[int, ...], rows: int, seed: int) -> dict[str, np.ndarray]:
-    """Random rows in the layout of the data pipeline, every position real."""
+def batch(shape: tuple[int, ...], rows: int, seed: int, packed: int = 1) -> dict[str, np.ndarray]:
+    """Random rows in the layout of the data pipeline, every position real; `packed` examples of equal length in each.
+
+    Raises ValueError where they do not divide the row.
+    """
     _, _, _, _, S, K = shape
+    if S % packed:
+        raise ValueError(f"{packed} examples of equal length do not fit a row of {S} tokens")
+    length = S // packed
     rng = np.random.default_rng(seed)
     i32 = lambda x: np.ascontiguousarray(x, np.int32)  # noqa: E731
     return {
         "input_ids": i32(rng.integers(5, VOCAB, (rows, S))),
-        "token_type_ids": i32(np.tile(np.arange(S) >= S // 2, (rows, 1))),
-        "segment_ids": np.ones((rows, S), np.int32),
-        "positions": i32(np.tile(np.arange(S), (rows, 1))),
+        "token_type_ids": i32(np.tile(np.arange(S) % length >= length // 2, (rows, 1))),
+        "segment_ids": i32(np.tile(np.arange(S) // length + 1, (rows, 1))),
+        "positions": i32(np.tile(np.arange(S) % length, (rows, 1))),
         "masked_positions": i32(np.sort(rng.permuted(np.tile(np.arange(1, S), (rows, 1)), axis=1)[:, :K])),
         "masked_ids": i32(rng.integers(5, VOCAB, (rows, K))),
         "masked_weights": np.ones((rows, K), np.float32),
-        "cls_positions": np.zeros((rows, 1), np.int32),
-        "nsp_labels": i32(rng.integers(0, 2, (rows, 1))),
-        "nsp_weights": np.ones((rows, 1), np.float32),
+        "cls_positions": i32(np.tile(np.arange(packed) * length, (rows, 1))),
+        "nsp_labels": i32(rng.integers(0, 2, (rows, packed))),
+        "nsp_weights": np.ones((rows, packed), np.float32),
     }
 
 
@@ -136,9 +144,16 @@ def stepper(program, rows: dict[str, np.ndarray], groups: tuple[str, ...] | None
     return step, compiled
 
 
-def ours(shape: tuple[int, ...], rows: int, **options):  # noqa: ANN003, ANN201
-    """The shipped step with its defaults -> a function that starts one step and returns the loss."""
-    return stepper(build(shape, **options), batch(shape, rows, 0))[0]
+def ours(shape: tuple[int, ...], rows: int, packed: int = 1, **options):  # noqa: ANN003, ANN201
+    """The shipped step with `rows` on each device -> a function that starts one step and returns the loss."""
+    program = build(shape, **options)
+    return stepper(program, batch(shape, rows * program.mesh.size, 0, packed))[0]
+
+
+def ours_t5(shape: tuple[int, ...], **options):  # noqa: ANN003, ANN201
+    """The same for T5, whose shape has the rows of each device."""
+    program = t5_sides.build(shape, **options)
+    return stepper(program, t5_sides.batch((*shape[:5], shape[5] * program.mesh.size, *shape[6:]), 0))[0]
 
 
 def theirs(
@@ -178,14 +193,19 @@ def theirs(
     return run
 
 
-def device_kind(side: str, device: str) -> str:
+def describe_device(side: str, device: str) -> dict[str, object]:
+    """Kind and number of the devices, and the most memory in use on one of them so far, where it is known."""
     if side == "ours":
         import jax
 
-        return jax.devices()[0].device_kind
-    import torch
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        found: dict[str, object] = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    else:
+        import torch
 
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+        found = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "devices": 1}
+    return found | ({} if peak is None else {"peak_gib": round(peak / 2**30, 2)})
 
 
 def main() -> None:
@@ -193,8 +213,8 @@ def main() -> None:
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     if name in t5_sides.SHAPES:
         shape = t5_sides.SHAPES[name]
-        ours_t5 = lambda: stepper(t5_sides.build(shape, **options), t5_sides.batch(shape, 0))[0]  # noqa: E731
-        run = ours_t5() if side == "ours" else t5_sides.theirs(shape, **options)
+        shape = (*shape[:5], options.pop("rows", shape[5]), *shape[6:])
+        run = ours_t5(shape, **options) if side == "ours" else t5_sides.theirs(shape, **options)
     else:
         shape = SHAPES[name]
         rows = options.pop("rows", shape[3])
@@ -204,8 +224,8 @@ def main() -> None:
 
     packages = ("jax", "jaxlib", "flax") if side == "ours" else ("torch", "transformers")
     versions = {p: metadata.version(p) for p in packages}
-    kind = device_kind(side, options.get("device", "cpu"))
-    print(json.dumps({"ready": name, "losses": losses, "versions": versions, "device": kind}), flush=True)
+    about = describe_device(side, options.get("device", "cpu"))
+    print(json.dumps({"ready": name, "losses": losses, "versions": versions} | about), flush=True)
     for line in sys.stdin:  # how many steps; they are waited for together, as in training
         steps = int(line.strip() or 1)
         began, cpu = time.perf_counter(), time.process_time()

@@ -1,12 +1,14 @@
-"""T5's sides of benchmarks/step.py: our span-corruption step and transformers' torch T5, both with Adafactor."""
+"""T5's sides of the benchmarks: our span-corruption step and transformers' torch T5, both with Adafactor."""
 
 import numpy as np
 
 # name: (layers of each stack, d_model, heads, d_kv, d_ff, rows, inputs, targets); version 1.0, 512 -> 114 as the paper
 SHAPES = {
+    "t5_tiny": (2, 128, 2, 64, 256, 4, 128, 32),
     "t5_mini": (4, 256, 4, 64, 1024, 8, 128, 32),
     "t5_small": (6, 512, 8, 64, 2048, 4, 512, 114),
     "t5_base": (12, 768, 12, 64, 3072, 2, 512, 114),
+    "t5_large": (24, 1024, 16, 64, 4096, 2, 512, 114),
 }
 VOCAB = 32128
 

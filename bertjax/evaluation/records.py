@@ -17,7 +17,7 @@ from bertjax.training.monitor.tracking import read_lines
 
 OTHER_DIR = "other"  # folder of evaluations that differ from the run's own records
 UNKNOWN_PROVENANCE = {"by": "an earlier version"}  # of bertjax, which recorded no provenance
-_RUN_OPTIONS = ("seed", "compute_dtype", "attention")  # options of `run` that a score may depend on
+_RUN_OPTIONS = ("seed", "compute_dtype", "dense_dtype", "attention")  # options of `run` that a score may depend on
 
 
 @dataclass(frozen=True)

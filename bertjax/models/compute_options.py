@@ -12,6 +12,7 @@ class ComputeOptions:
 
     platform: str = "cpu"  # cpu, gpu or tpu; decides dot and attention implementations
     dtype: DTypeLike = jnp.float32  # of activations and of the weights in matmuls; parameters stay float32
+    dense_dtype: str = "compute"  # of the operands in the products of layers: compute (that above) or fp8
     attention: str = "auto"  # auto, xla, cudnn, splash or fused
     dropout_rng: str = "hash"  # hash (a fused counter hash) or threefry (jax.random)
     segments: tuple[int, ...] = ()  # layers per segment; longer ones are scanned. (): one layer each

@@ -38,6 +38,7 @@ _CUBES = {kind: _BLOCKS | {64 * n: _cube_shape(n) for n in range(1, most + 1)} f
 _TYPES = {"v3": (_V3, 2), "v4": (_CUBES["v4"], 2), "v5p": (_CUBES["v5p"], 2), "v5e": (_FLAT, 1), "v6e": (_FLAT, 1)}
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
 # What XLA compiles for, in its protobuf text form; numbers from openxla/xla, xla/backends/gpu/target_config/specs.
+# Without versions of CUDA it leaves out what needs a newer one, such as products of eight-bit floats.
 _GPU = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: {cores}
@@ -47,6 +48,7 @@ gpu_device_info {{
   registers_per_core_limit: 65536 registers_per_block_limit: 65536 clock_rate_ghz: {clock}
   memory_bandwidth: {bandwidth:.0f} l2_cache_size: {cache} device_memory_size: {memory}
   cuda_compute_capability {{ major: {major} minor: 0 }}
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
 }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }} device_description_str: "NVIDIA {name}"
 """

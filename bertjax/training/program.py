@@ -299,6 +299,7 @@ def compute_options(config: Config, mesh: Mesh) -> ComputeOptions:
     return ComputeOptions(
         platform=kind,
         dtype=jnp.dtype(dtype[run.compute_dtype]),
+        dense_dtype=run.dense_dtype,
         attention=run.attention,
         dropout_rng=run.dropout_rng,
         segments=segments,

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertjax.objectives.base import LossTerm, rows_by_task
 from bertjax.parallel import sharding
+from bertjax.parallel.xla_flags import compiler_options
 from bertjax.training import optimizers
 from bertjax.training import state as training_state
 from bertjax.training.guards import spikes
@@ -37,6 +38,7 @@ def jit_train_step(program: TrainProgram, like: TrainState, teacher: Params | No
         in_shardings=(shardings, program.batch_sharding(), *where),
         out_shardings=(shardings, None),
         donate_argnums=0,
+        compiler_options=compiler_options(program.compute.platform, program.mesh.size) or None,
     )
     return MeshJit(jitted, program.mesh, program.rules, last)
 

@@ -332,7 +332,7 @@ hardware | | --device cpu, gpu or tpu
 compile_topology | | `bertjax plan CONFIG --topology v5e:16x16`
 compile_topology_num_slices | | `bertjax plan CONFIG --topology ...`
 enable_goodput_recording | | goodput.jsonl is always written
-quantization | | not implemented
+quantization | run.dense_dtype | fp8; int8 is not implemented
 """,
     "levanter": """
 per_device_parallelism | stages.STAGE.grad_accum | micro-batches per step instead of rows per device

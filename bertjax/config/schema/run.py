@@ -220,6 +220,12 @@ class RunConfig(Section):
     compute_dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Type of matrix multiplications. `auto`: bfloat16 where the hardware multiplies it fast."
     )
+    dense_dtype: Literal["compute", "fp8"] = Field(
+        "compute",
+        exclude_if=lambda name: name == "compute",
+        description="Type of the operands of matrix multiplications in layers, forward and backward: `compute` is that "
+        "above, `fp8` is E4M3 forward and E5M2 for gradients with a scale per tensor, for H100 and newer GPUs.",
+    )
     attention: Literal["auto", "xla", "cudnn", "splash", "fused"] = Field(
         "auto",
         description="Attention kernel: `cudnn` for GPU, `splash` for TPU, `fused` for both (has attention dropout and "
@@ -325,6 +331,8 @@ class Config(Section):
             raise ValueError(f"'{min(shared)}' is both a task and a mixture: give one of them another name")
         if problem := find_tokenizer_problem(self.model, self.tokenizer):
             raise ValueError(problem)
+        if self.run.dense_dtype == "fp8" and self.model.family in ("elmo", "word2vec"):
+            raise ValueError(f"run.dense_dtype: fp8: not for a {self.model.family} model; use compute")
         for stage in self.stages:
             self._check_stage(stage)
         if self.stages[0].init_from in ("previous", "best"):

@@ -38,7 +38,8 @@ def dense_layers(
     """(shape, logical axes, LoRA target or None for query, key and value fused) -> a dense layer."""
 
     def make(shape: tuple[int, ...], names: tuple[str | None, ...], target: str | None) -> Dense:
-        return Dense(shape, names, init, compute, rngs, make_lora(target, shape, names, peft, compute, rngs))
+        lora = make_lora(target, shape, names, peft, compute, rngs)
+        return Dense(shape, names, init, compute, rngs, lora, layer=True)
 
     return make
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.models.compute_options import ComputeOptions
+from bertjax.models.layers.fp8 import einsum_fp8
 from bertjax.models.layers.lora import FusedLora, Lora
 from bertjax.models.layers.numerics import REMAT_NAME, add_bias, einsum_lowp, layer_norm, rms_norm
 from bertjax.models.sequence_parallel import reduce_scatter_sequence
@@ -20,6 +21,11 @@ Update: TypeAlias = Lora | FusedLora
 
 def out_sharding(*names: str | None) -> dict[str, tuple[str | None, ...]]:
     return {"out_sharding": names}
+
+
+def choose_einsum(compute: ComputeOptions, layer: bool) -> Callable[[str, jax.Array, jax.Array, str], jax.Array]:
+    """The product of a dense layer: in eight bits inside the layers of a model if `compute` says so."""
+    return einsum_fp8 if layer and compute.dense_dtype == "fp8" else einsum_lowp
 
 
 class Embed(nnx.Module):
@@ -35,25 +41,27 @@ class Embed(nnx.Module):
 class Dense(nnx.Module):
     """y [B, S, *out] = x [B, S, D] @ kernel [D, *out] + bias [*out], in the compute dtype.
 
-    `lora` is a low-rank update of the kernel; it reads `key` for its dropout.
+    `lora` is a low-rank update of the kernel; it reads `key` for its dropout. `layer`: the product may be in eight
+    bits, as `compute.dense_dtype` says; heads, adapters and projections of embeddings stay in the compute dtype.
     """
 
     def __init__(
         self, shape: tuple[int, ...], names: tuple[str | None, ...], init: Initializer, compute: ComputeOptions,
-        rngs: nnx.Rngs, lora: Update | None = None,
+        rngs: nnx.Rngs, lora: Update | None = None, *, layer: bool = False,
     ):  # fmt: skip
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32), **out_sharding(*names))
         self.bias = nnx.Param(jnp.zeros(shape[1:], jnp.float32), **out_sharding(*names[1:]))
         if lora is not None:
             self.lora = lora
         self.names, self.compute = names, compute
+        self.einsum = choose_einsum(compute, layer)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
         out = "tf" if kernel.ndim == 3 else "f"
         lead = "bs"[: x.ndim - 1]
-        y = einsum_lowp(f"{lead}d,d{out}->{lead}{out}", x, kernel, compute.platform)
+        y = self.einsum(f"{lead}d,d{out}->{lead}{out}", x, kernel, compute.platform)
         if hasattr(self, "lora"):
             y = y + self.lora(x, key)
         y = checkpoint_name(reduce_scatter_sequence(y, self.names), REMAT_NAME)
@@ -71,21 +79,22 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype; `lora` as in `Dense`."""
+    """y [B, S, F] = x [B, S, D] @ kernel [D, F] without a bias, in the compute dtype; see `Dense`."""
 
     def __init__(
         self, shape: tuple[int, int], names: tuple[str | None, str | None], std: float, compute: ComputeOptions,
-        rngs: nnx.Rngs, lora: Update | None = None,
+        rngs: nnx.Rngs, lora: Update | None = None, *, layer: bool = False,
     ):  # fmt: skip
         self.kernel = nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32), **out_sharding(*names))
         if lora is not None:
             self.lora = lora
         self.names, self.compute = names, compute
+        self.einsum = choose_einsum(compute, layer)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         compute = self.compute
         kernel = all_gather_fsdp(self.kernel[...].astype(compute.dtype), *self.names)
-        y = einsum_lowp("bsd,df->bsf", x, kernel, compute.platform)
+        y = self.einsum("bsd,df->bsf", x, kernel, compute.platform)
         if hasattr(self, "lora"):
             y = y + self.lora(x, key)
         y = reduce_scatter_sequence(y, self.names)

@@ -171,7 +171,8 @@ def linear_layers(
     """(shape, logical axes, standard deviation, LoRA target) -> a linear layer."""
 
     def make(shape: tuple[int, int], names: tuple[str | None, str | None], std: float, target: str) -> Linear:
-        return Linear(shape, names, std, compute, rngs, make_lora(target, shape, names, peft, compute, rngs))
+        lora = make_lora(target, shape, names, peft, compute, rngs)
+        return Linear(shape, names, std, compute, rngs, lora, layer=True)
 
     return make
 
