@@ -84,7 +84,7 @@ def _scan_segments(
         name = param_paths.keystr(path)
         return weight.astype(compute.dtype) if "/kernel" in name or "/lora/" in name else weight
 
-    step = _remat(one, compute.remat)
+    step = jax.jit(_remat(one, compute.remat), inline=True)  # equal layers are traced once
     start = 0
     for numbers in _scans(lengths, order):
         indices = jnp.arange(start, start + len(numbers))
