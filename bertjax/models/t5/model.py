@@ -24,7 +24,7 @@ from bertjax.models.layers.numerics import activation, einsum_lowp
 from bertjax.models.peft_options import PeftOptions
 from bertjax.models.sequence_parallel import LogicalArray, all_gather_sequence, map_shards, unshard_sequence
 from bertjax.models.t5 import attention, cache
-from bertjax.models.t5.attention import KeysValues, Visible
+from bertjax.models.t5.attention import CachedKeysValues, KeysValues, Visible
 from bertjax.models.t5.flops import row_flops
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
@@ -99,7 +99,8 @@ class Layer(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, bias: jax.Array | None, visible: Visible, key: jax.Array | None, *,
-        keys_values: KeysValues | None = None, source: tuple[jax.Array | KeysValues, Visible] | None = None,
+        keys_values: KeysValues | CachedKeysValues | None = None,
+        source: tuple[jax.Array | CachedKeysValues, Visible] | None = None,
     ) -> jax.Array:  # fmt: skip
         """x [B, T, D] -> [B, T, D].
 
