@@ -66,7 +66,7 @@ def prefill(
     x, cache = _run_layers(model, ids, lambda table: table(ids), visible, cache, 0, alone=True)
     last = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    return model.logits(model.decoder.norm(x))[:, 0], cache
+    return _logits(model, x)[:, 0], cache
 
 
 def decode_step(model: T5, ids: jax.Array, cache: Cache, index: jax.Array | int) -> tuple[jax.Array, Cache]:
@@ -82,7 +82,7 @@ def decode_step(model: T5, ids: jax.Array, cache: Cache, index: jax.Array | int)
     )
     bias_of = _bias_at(cache.positions - position[:, None])
     x, cache = _run_layers(model, ids[:, None], bias_of, cache.visible[:, None, None], cache, index)
-    return model.logits(model.decoder.norm(x))[:, 0], cache
+    return _logits(model, x)[:, 0], cache
 
 
 def beam_step(
@@ -100,7 +100,13 @@ def beam_step(
     cache = cache._replace(positions=jnp.where(new, position, cache.positions), visible=cache.visible | new)
     bias_of = _bias_at(cache.positions - position)
     x, cache = _run_layers(model, ids, bias_of, seen[:, None], cache, at)
-    return model.logits(model.decoder.norm(x)), cache, seen
+    return _logits(model, x), cache, seen
+
+
+def _logits(model: T5, x: jax.Array) -> jax.Array:
+    """The last layer's output [B, Q, D] -> float32 [B, Q, V]."""
+    rows = model.decoder.norm(x).reshape(-1, x.shape[-1])
+    return model.logits(rows).reshape(*x.shape[:2], -1)
 
 
 def _bias_at(relative: jax.Array) -> BiasOf:
