@@ -35,8 +35,8 @@ def test_a_search_by_blocks_is_top_k(seed, size, k, values):
 
 
 def test_the_search_by_blocks_starts_at_its_size():
-    blocks = [str(jax.make_jaxpr(lambda x: top_k(x, 2))(jnp.zeros((1, n)))).count("sort") for n in (1023, 1024)]
-    assert blocks == [0, 1]
+    found = ["sort" in str(jax.make_jaxpr(lambda x: top_k(x, 2))(jnp.zeros((1, n)))) for n in (1023, 1024)]
+    assert found == [False, True]
 
 
 def search(axes: dict, x: jax.Array, k: int, along: str | None) -> tuple:
