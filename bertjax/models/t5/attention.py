@@ -238,6 +238,7 @@ class Attention(nnx.Module):
         keys_values = self.keys_values(y, key) if keys_values is None else keys_values
         q = self._heads(self.query(y, key))
         if isinstance(keys_values, CachedKeysValues):
+            assert not isinstance(visible, KeyMask)
             context = cached_attention(q, keys_values, bias, visible)
         else:
             context = dot_product_attention(q, keys_values, bias, visible, rate=rate, key=k1, compute=compute)
