@@ -7,7 +7,9 @@ Both sides have the same random weights and inputs and no end-of-sequence id, so
 `ours` computes in what the commands take on this machine (bfloat16 where the CPU multiplies it), `ours_float32` as
 torch does by default; `torch_bfloat16` is torch with its weights in bfloat16. `same_tokens` is the share of equal
 tokens of the two float32 sides: 1 unless rounding decides a step. Prints one JSON line a shape and way of decoding,
-with ratios of tokens a second, ours over theirs. Needs: pip install torch transformers.
+with ratios of tokens a second, ours over theirs, and of the time on all cores (`cpu_time_of_torch_over_ours`: the best
+of torch's data types over the best of ours), for a machine that other programs share. Needs: pip install torch
+transformers.
 """
 
 import argparse
@@ -106,9 +108,11 @@ def measure(name: str, length: int, tokens: int, rounds: int, device: str) -> li
         times = take_turns({side: lambda run=run: run().sum() for side, run in steps.items()}, rounds)
         rates = {side: round(1000 * ROWS * tokens / t["median_ms"], 1) for side, t in times.items()}
         about = {"shape": name, "way": way, "rows": ROWS, "inputs": length, "new_tokens": tokens}
+        ours_cpu = min(times[side]["cpu_ms"] for side in ("ours", "ours_float32"))
         ratios = {
             "ours_over_torch": round(rates["ours"] / max(rates[side] for side in DTYPES), 2),
             "float32_over_float32": round(rates["ours_float32"] / rates["torch_float32"], 2),
+            "cpu_time_of_torch_over_ours": round(min(times[side]["cpu_ms"] for side in DTYPES) / ours_cpu, 2),
         }
         dtype = str(program.compute.dtype)
         results.append(about | ratios | {"tokens_per_second": rates, "ours_dtype": dtype, "same_tokens": same, **times})

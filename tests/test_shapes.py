@@ -36,6 +36,7 @@ from bertjax.objectives.base import LossTerm
 BS, BT, BSD, BTD = Int[Array, "B S"], Int[Array, "B T"], Float[Array, "B S D"], Float[Array, "B T D"]
 LOGITS, TARGETS, LOSSES = Float[Array, "*N V"], Int[Array, "*N"], Float[Array, "*N"]
 KV = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
+CACHED = tuple[Float[Array, "B H K S"], Float[Array, "B H S K"]]
 TABLE: dict[str, dict[str, Any]] = {
     "bertjax.models.attention:dot_product_attention": {
         "q_BSHK": Float[Array, "B S H K"], "k_BSHK": Float[Array, "B S H K"], "v_BSHK": Float[Array, "B S H K"],
@@ -71,7 +72,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "decoder_input_ids": BT, "target_segment_ids": BT, "hidden": BSD | None, "segment_ids": BS | None,
         "prefix_mask": BT | None, "return": BTD,
     },
-    "bertjax.models.t5.model:T5.logits": {"decoded": BTD, "return": Float[Array, "B T V"]},
+    "bertjax.models.t5.model:T5.logits": {"decoded": Float[Array, "*N D"], "return": Float[Array, "*N V"]},
     "bertjax.models.t5.model:T5.decode_step": {
         "ids": Int[Array, "B"], "return": tuple[Float[Array, "B V"], Any],
     },
@@ -93,6 +94,11 @@ TABLE: dict[str, dict[str, Any]] = {
     "bertjax.models.t5.attention:Attention.keys_values": {"source_BSD": BSD, "return": KV},
     "bertjax.models.t5.attention:dot_product_attention": {
         "q_BQHK": Float[Array, "B Q H K"], "keys_values": KV, "bias": Float[Array, "_ H _ S"] | None,
+        "visible": Bool[Array, "B 1 _ S"], "return": Float[Array, "B Q H K"],
+    },
+    "bertjax.models.t5.attention:Attention.to_cache": {"keys_values": KV, "return": CACHED},
+    "bertjax.models.t5.attention:cached_attention": {
+        "q_BQHK": Float[Array, "B Q H K"], "cached": CACHED, "bias": Float[Array, "_ H _ S"] | None,
         "visible": Bool[Array, "B 1 _ S"], "return": Float[Array, "B Q H K"],
     },
     "bertjax.models.decoding.sample:greedy": {"input_ids": BS, "segment_ids": BS, "return": Int[Array, "B L"]},

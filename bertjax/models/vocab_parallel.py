@@ -54,6 +54,9 @@ def _shard_map_lookup(
     return run(table, ids)
 
 
+BLOCK, FEW_BLOCKS = 128, 4  # the search by blocks pays from FEW_BLOCKS * k blocks on
+
+
 def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """lax.top_k of [B, ..., N] -> (values, int32 indices), each [B, ..., k]; of equal values the lowest index first.
 
@@ -62,14 +65,13 @@ def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        values, index = lax.top_k(x, k)
-        return values, index
+        return _local_top_k(x, k)
     spec = divisible_spec(mesh, ("batch", *(None,) * (x.ndim - 2), axis_name), x.shape)
     split = tuple(jax.tree.leaves(spec[-1]))
     found = P(*spec[:-1], None)
 
     def local(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values, index = lax.top_k(part, min(k, part.shape[-1]))
+        values, index = _local_top_k(part, min(k, part.shape[-1]))
         if prod(mesh.shape[axis] for axis in split) == 1:
             return values, index
         index = index.astype(jnp.int32) + lax.axis_index(split) * part.shape[-1]
@@ -79,3 +81,24 @@ def top_k(x: jax.Array, k: int, axis_name: str | None = None) -> tuple[jax.Array
 
     axes = set(auto_axes(mesh))
     return jax.shard_map(local, in_specs=spec, out_specs=(found, found), axis_names=axes, check_vma=False)(x)
+
+
+def _local_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    if x.shape[-1] < FEW_BLOCKS * k * BLOCK:
+        values, index = lax.top_k(x, k)
+        return values, index
+    return lax.platform_dependent(x, cpu=lambda x: _top_k_by_blocks(x, k), default=lambda x: tuple(lax.top_k(x, k)))
+
+
+def _top_k_by_blocks(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """lax.top_k of float [..., N], whose scalar search on the CPU reads only the k blocks with the highest maxima.
+
+    Each block before that of a value, by maximum and then by index, has an element before it: a value in none of the
+    first k blocks is not among the first k.
+    """
+    blocks = -(-x.shape[-1] // BLOCK)
+    padding = [(0, 0)] * (x.ndim - 1) + [(0, blocks * BLOCK - x.shape[-1])]
+    cut = jnp.pad(x, padding, constant_values=-jnp.inf).reshape(*x.shape[:-1], blocks, BLOCK)
+    best = jnp.sort(lax.top_k(cut.max(-1), k)[1], axis=-1)  # in order: of equal values the lowest index stays first
+    values, index = lax.top_k(jnp.take_along_axis(cut, best[..., None], axis=-2).reshape(*x.shape[:-1], -1), k)
+    return values, jnp.take_along_axis(best, index // BLOCK, axis=-1) * BLOCK + index % BLOCK

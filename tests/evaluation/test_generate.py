@@ -245,6 +245,19 @@ def test_long_texts_go_in_few_widths_and_small_batches(opened):
     assert run._batch(np.full(8, 5000))[0] == 1 and run._batch(np.full(8, 2048))[0] == 8
 
 
+def test_a_last_batch_takes_a_program_that_is_there(opened):
+    """Up to twice its rows; a smaller one compiles its own, and no batch takes a program with fewer rows."""
+    restored = opened()
+    run = generator(restored, "greedy", batch_size=4)
+    rows = [[5 + n % 7, 9] for n in range(6)]
+    found = run.from_ids(restored.params, rows)  # 4 and 2
+    assert run._shapes == {(4, 24)} and run._jitted.jitted._cache_size() == 1
+    assert found == one_by_one(restored, "greedy", [[*row, 1] for row in rows])
+    assert found[4:] == run.from_ids(restored.params, rows[4:]) and run._shapes == {(4, 24)}
+    assert run.from_ids(restored.params, rows[:1]) == found[:1] and run._shapes == {(4, 24), (1, 24)}
+    assert run.from_ids(restored.params, rows[:3]) == found[:3] and run._jitted.jitted._cache_size() == 2
+
+
 def test_answers_without_an_end_are_counted(opened, capsys):
     restored = opened(preprocess=DATA | {"target_length": 2})
     generated(restored, texts(3))

@@ -21,6 +21,24 @@ MESHES = {
 }
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**16), size=st.integers(2000, 2700), k=st.integers(1, 4), values=st.sampled_from([2, 9, 10**6])
+)
+def test_a_search_by_blocks_is_top_k(seed, size, k, values):
+    """One device, sizes on both sides of the block search; many ties, -inf, and fewer finite values than k."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, values, (2, 3, size)).astype(np.float32)
+    x[0] = np.where(rng.random((3, size)) < 2 / size, x[0], -np.inf)
+    for found, expected in zip(top_k(jnp.asarray(x), k), lax.top_k(x, k), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_search_by_blocks_starts_at_its_size():
+    found = ["sort" in str(jax.make_jaxpr(lambda x: top_k(x, 2))(jnp.zeros((1, n)))) for n in (1023, 1024)]
+    assert found == [False, True]
+
+
 def search(axes: dict, x: jax.Array, k: int, along: str | None) -> tuple:
     with sharding.use_mesh_and_rules(make_mesh(MeshConfig(**axes)), merge_rules({})):
         return jax.jit(top_k, static_argnums=(1, 2))(x, k, along)

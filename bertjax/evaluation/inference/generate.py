@@ -69,6 +69,7 @@ class Generator:
             decoding.repetition_penalty, decoding.no_repeat_ngram_size, bad_words, decoding.min_new_tokens
         )
         jitted = jax.jit(self._decode, out_shardings=NamedSharding(program.mesh, P()))
+        self._shapes: set[tuple[int, int]] = set()  # (rows, width) of the compiled programs
         self.num_unfinished = 0  # answers so far that reached the maximum length without EOS
         self._jitted = MeshJit(jitted, program.mesh, program.rules)
         self.lower = self._jitted.lower  # (params, input_ids, segment_ids, row numbers) of any width
@@ -133,7 +134,16 @@ class Generator:
                 reporter.advance(len(picked), "texts")
 
     def _batch(self, lengths: np.ndarray) -> tuple[int, int]:
-        """(rows, width) of the next batch of texts with these lengths, shortest first."""
+        """(rows, width) of the next batch of texts with these lengths, shortest first.
+
+        The last batch takes a program of up to twice its rows rather than compile one of its own, which takes longer.
+        """
+        size, width = self._least_batch(lengths)
+        if size >= len(lengths):
+            size = min((n for n, w in self._shapes if w == width and size <= n <= 2 * size), default=size)
+        return size, width
+
+    def _least_batch(self, lengths: np.ndarray) -> tuple[int, int]:
         size = round_up_batch(min(self.batch_size, len(lengths)), self.program)
         longest = max(int(lengths[:size].max()), 1)
         if self.sequence_length is not None:
@@ -157,6 +167,7 @@ class Generator:
         self, params: Params, rows: list[list[int]], numbers: np.ndarray, width: int, size: int
     ) -> tuple[np.ndarray, ...]:
         """-> ids int32 [size, L], or ids [size, N, L] and scores [size, N]; rows after the last one repeat it."""
+        self._shapes.add((size, width))
         ids = np.zeros((size, width), np.int32)
         lengths = np.array([len(row) for row in rows])
         for i, row in enumerate(rows):

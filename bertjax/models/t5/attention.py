@@ -4,6 +4,7 @@ Shape letters: B rows, Q queries, S keys, D d_model, H heads, K d_kv.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,18 @@ from bertjax.models.sequence_parallel import all_gather_sequence
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
 
 KeysValues = tuple[jax.Array, jax.Array]
+
+
+class CachedKeysValues(NamedTuple):
+    """Keys and values of a decoding cache, in the layouts in which a step multiplies with them.
+
+    float32 on the CPU, whose batched dots would convert all of them at every step; elsewhere of the compute dtype.
+    """
+
+    keys: jax.Array  # [B, H, K, S]
+    values: jax.Array  # [B, H, S, K]
+
+
 Visible = jax.Array | KeyMask  # which keys a query sees
 
 
@@ -156,11 +169,25 @@ def dot_product_attention(
     return jnp.moveaxis(context, 1, 2)
 
 
+def cached_attention(
+    q_BQHK: jax.Array, cached: CachedKeysValues, bias: jax.Array | None, visible: jax.Array
+) -> jax.Array:
+    """`dot_product_attention` for a few queries of a cache, without dropout -> [B, Q, H, K]."""
+    dtype, accumulate = q_BQHK.dtype, cached.keys.dtype
+    scores = jnp.einsum("bqhk,bhks->bhqs", q_BQHK.astype(accumulate), cached.keys).astype(jnp.float32)
+    kept = _softmax(scores, bias, visible).astype(dtype).astype(accumulate)
+    context = jnp.einsum("bhqs,bhsk->bhqk", kept, cached.values)
+    return jnp.moveaxis(context.astype(dtype), 1, 2)
+
+
 def _probabilities(
     q: jax.Array, k: jax.Array, bias: jax.Array | None, visible: jax.Array, compute: ComputeOptions
 ) -> jax.Array:
     """[B, H, Q, K], [B, H, S, K] -> float32 [B, H, Q, S]."""
-    scores = einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32)
+    return _softmax(einsum_lowp("bhqk,bhsk->bhqs", q, k, compute.platform).astype(jnp.float32), bias, visible)
+
+
+def _softmax(scores: jax.Array, bias: jax.Array | None, visible: jax.Array) -> jax.Array:
     scores = scores if bias is None else scores + bias
     return jax.nn.softmax(jnp.where(visible, scores, MASK_VALUE), axis=-1)
 
@@ -195,9 +222,15 @@ class Attention(nnx.Module):
         """Source [B, S, D] (normalized, for self-attention) -> keys and values, each [B, S, H, K]."""
         return self._heads(self.key(source_BSD, key)), self._heads(self.value(source_BSD, key))
 
+    def to_cache(self, keys_values: KeysValues) -> CachedKeysValues:
+        """Keys and values [B, S, H, K] in the layouts and the dtype of a cache."""
+        dtype = jnp.float32 if self.compute.platform == "cpu" else self.compute.dtype
+        keys, values = (x.astype(dtype) for x in keys_values)
+        return CachedKeysValues(jnp.moveaxis(keys, 1, 3), jnp.moveaxis(values, 1, 2))
+
     def __call__(
-        self, x_BQD: jax.Array, keys_values: KeysValues | None, bias: jax.Array | None, visible: Visible,
-        key: jax.Array | None,
+        self, x_BQD: jax.Array, keys_values: KeysValues | CachedKeysValues | None, bias: jax.Array | None,
+        visible: Visible, key: jax.Array | None,
     ) -> jax.Array:  # fmt: skip
         """`keys_values`: of the encoder or a cache; None: of x."""
         rate, compute = self.config.dropout_rate, self.compute
@@ -205,7 +238,11 @@ class Attention(nnx.Module):
         y = all_gather_sequence(self.norm(x_BQD))
         keys_values = self.keys_values(y, key) if keys_values is None else keys_values
         q = self._heads(self.query(y, key))
-        context = dot_product_attention(q, keys_values, bias, visible, rate=rate, key=k1, compute=compute)
+        if isinstance(keys_values, CachedKeysValues):
+            assert not isinstance(visible, KeyMask)
+            context = cached_attention(q, keys_values, bias, visible)
+        else:
+            context = dot_product_attention(q, keys_values, bias, visible, rate=rate, key=k1, compute=compute)
         context = checkpoint_name(context.reshape(*context.shape[:2], -1), REMAT_NAME)
         y = dropout(self.output(context, key), rate, k2, compute, broadcast_length=True)
         return with_logical_constraint(x_BQD + y, "batch", None, None)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bertjax.models.t5.attention import KeysValues, make_decoder_mask
+from bertjax.models.t5.attention import CachedKeysValues, make_decoder_mask
 from bertjax.parallel.sharding import with_logical_constraint
 
 T5: TypeAlias = Any  # models/t5/model.py imports this module
@@ -16,10 +16,10 @@ BiasOf: TypeAlias = Callable[[Any], jax.Array]  # RelativePositionBias -> its bi
 class Cache(NamedTuple):
     """Keys and values of the decoder's layers: L layers, B rows, H heads, K d_kv."""
 
-    layers: tuple[KeysValues, ...]  # L pairs [B, length, H, K] of self-attention, filled from slot 0 on
+    layers: tuple[CachedKeysValues, ...]  # L pairs of `length` slots of self-attention, filled from slot 0 on
     positions: jax.Array  # int32 [B, length], of the token in each slot among its row's non-padding tokens
     visible: jax.Array  # bool [B, length], whether a slot holds a non-padding token
-    cross: tuple[KeysValues, ...]  # L pairs [B, S, H, K] of the encoder's output; () for decoder-only models
+    cross: tuple[CachedKeysValues, ...]  # L pairs of the encoder's output; () for decoder-only models
     cross_visible: jax.Array | None  # bool [B, S], or None for decoder-only models
 
 
@@ -29,18 +29,23 @@ def init_cache(model: T5, hidden: jax.Array | None, segment_ids: jax.Array, leng
     hidden [B, S, D] and segment_ids int [B, S] are the encoder's. Decoder-only models give None and any segment_ids
     with B rows.
     """
-    c, rows, dtype = model.config, segment_ids.shape[0], model.compute.dtype
-    empty = with_logical_constraint(jnp.zeros((rows, length, c.num_heads, c.d_kv), dtype), "batch", None, "heads", None)
-    cross: tuple[KeysValues, ...] = ()
+    c, rows = model.config, segment_ids.shape[0]
+    layers, empty = model.decoder.layers, jnp.zeros((rows, length, c.num_heads, c.d_kv))
+    cross: tuple[CachedKeysValues, ...] = ()
     if hidden is not None:
-        cross = tuple(layer.cross_attention.keys_values(hidden) for layer in model.decoder.layers)
+        across = [layer.cross_attention for layer in layers]
+        cross = tuple(_constrain(one.to_cache(one.keys_values(hidden))) for one in across)
     return Cache(
-        layers=tuple((empty, empty) for _ in model.decoder.layers),
+        layers=tuple(_constrain(layer.attention.to_cache((empty, empty))) for layer in layers),
         positions=jnp.zeros((rows, length), jnp.int32),
         visible=jnp.zeros((rows, length), bool),
         cross=cross,
         cross_visible=None if hidden is None else segment_ids > 0,
     )
+
+
+def _constrain(cached: CachedKeysValues) -> CachedKeysValues:
+    return CachedKeysValues(*(with_logical_constraint(x, "batch", "heads", None, None) for x in cached))
 
 
 def prefill(
@@ -58,10 +63,10 @@ def prefill(
         visible=cache.visible.at[:, :width].set(real),
     )
     visible = make_decoder_mask(segment_ids, prefix_mask)
-    x, cache = _run_layers(model, ids, lambda table: table(ids), visible, cache, 0, width)
+    x, cache = _run_layers(model, ids, lambda table: table(ids), visible, cache, 0, alone=True)
     last = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    return model.logits(model.decoder.norm(x))[:, 0], cache
+    return _logits(model, x)[:, 0], cache
 
 
 def decode_step(model: T5, ids: jax.Array, cache: Cache, index: jax.Array | int) -> tuple[jax.Array, Cache]:
@@ -76,8 +81,8 @@ def decode_step(model: T5, ids: jax.Array, cache: Cache, index: jax.Array | int)
         positions=jnp.where(slots == index, position[:, None], cache.positions), visible=before | (slots == index)
     )
     bias_of = _bias_at(cache.positions - position[:, None])
-    x, cache = _run_layers(model, ids[:, None], bias_of, cache.visible[:, None, None], cache, index, None)
-    return model.logits(model.decoder.norm(x))[:, 0], cache
+    x, cache = _run_layers(model, ids[:, None], bias_of, cache.visible[:, None, None], cache, index)
+    return _logits(model, x)[:, 0], cache
 
 
 def beam_step(
@@ -94,8 +99,14 @@ def beam_step(
     new = (slots >= at) & (slots < at + beams)
     cache = cache._replace(positions=jnp.where(new, position, cache.positions), visible=cache.visible | new)
     bias_of = _bias_at(cache.positions - position)
-    x, cache = _run_layers(model, ids, bias_of, seen[:, None], cache, at, None)
-    return model.logits(model.decoder.norm(x)), cache, seen
+    x, cache = _run_layers(model, ids, bias_of, seen[:, None], cache, at)
+    return _logits(model, x), cache, seen
+
+
+def _logits(model: T5, x: jax.Array) -> jax.Array:
+    """The last layer's output [B, Q, D] -> float32 [B, Q, V]."""
+    rows = model.decoder.norm(x).reshape(-1, x.shape[-1])
+    return model.logits(rows).reshape(*x.shape[:2], -1)
 
 
 def _bias_at(relative: jax.Array) -> BiasOf:
@@ -104,24 +115,29 @@ def _bias_at(relative: jax.Array) -> BiasOf:
 
 
 def _run_layers(
-    model: T5, ids: jax.Array, bias_of: BiasOf, visible: jax.Array, cache: Cache, at: jax.Array | int,
-    width: int | None,
+    model: T5, ids: jax.Array, bias_of: BiasOf, visible: jax.Array, cache: Cache, at: jax.Array | int, *,
+    alone: bool = False,
 ) -> tuple[jax.Array, Cache]:  # fmt: skip
-    """The decoder's layers over ids [B, Q]: writes keys and values to slots from `at` on, reads the first `width`."""
+    """The decoder's layers over ids [B, Q], whose keys and values go to the slots from `at` on.
+
+    `alone`: the ids are a whole prompt and see each other only; else they see all slots.
+    """
     x = model.embeddings(ids, None)
     source = None
     filled = []
     shared = bias_of(model.decoder.position) if hasattr(model.decoder, "position") else None
     for number, layer in enumerate(model.decoder.layers):
         new = layer.attention.keys_values(layer.attention.norm(x))
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, part, at, axis=1)
-            for old, part in zip(cache.layers[number], new, strict=True)
-        )
-        filled.append((keys, values))
+        cached = _write(cache.layers[number], layer.attention.to_cache(new), at)
+        filled.append(cached)
         if cache.cross_visible is not None:
             source = cache.cross[number], cache.cross_visible[:, None, None]
-        seen = keys[:, :width], values[:, :width]
         bias = bias_of(layer.position) if shared is None else shared
-        x = layer(x, bias, visible, None, keys_values=seen, source=source)
+        x = layer(x, bias, visible, None, keys_values=new if alone else cached, source=source)
     return x, cache._replace(layers=tuple(filled))
+
+
+def _write(cached: CachedKeysValues, new: CachedKeysValues, at: jax.Array | int) -> CachedKeysValues:
+    """`new` in the slots from `at` on."""
+    keys = jax.lax.dynamic_update_slice_in_dim(cached.keys, new.keys, at, axis=3)
+    return CachedKeysValues(keys, jax.lax.dynamic_update_slice_in_dim(cached.values, new.values, at, axis=2))

@@ -24,7 +24,7 @@ from bertjax.models.layers.numerics import activation, einsum_lowp
 from bertjax.models.peft_options import PeftOptions
 from bertjax.models.sequence_parallel import LogicalArray, all_gather_sequence, map_shards, unshard_sequence
 from bertjax.models.t5 import attention, cache
-from bertjax.models.t5.attention import KeysValues, Visible
+from bertjax.models.t5.attention import CachedKeysValues, KeysValues, Visible
 from bertjax.models.t5.flops import row_flops
 from bertjax.models.vocab_parallel import embedding_lookup
 from bertjax.parallel.sharding import all_gather_fsdp, with_logical_constraint
@@ -99,7 +99,8 @@ class Layer(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, bias: jax.Array | None, visible: Visible, key: jax.Array | None, *,
-        keys_values: KeysValues | None = None, source: tuple[jax.Array | KeysValues, Visible] | None = None,
+        keys_values: KeysValues | CachedKeysValues | None = None,
+        source: tuple[jax.Array | CachedKeysValues, Visible] | None = None,
     ) -> jax.Array:  # fmt: skip
         """x [B, T, D] -> [B, T, D].
 
@@ -230,18 +231,21 @@ class T5(nnx.Module):
         return self._run(self.decoder, decoder_input_ids, call, key, _with_axes(bias), (visible, ()), (source, ()))
 
     def logits(self, decoded: jax.Array) -> jax.Array:
-        """[B, T, D] -> float32 [B, T, V], scaled by D^-0.5 if configured."""
-        c, dtype = self.config, self.compute.dtype
+        """[B, (T,) D] -> float32 [B, (T,) V], scaled by D^-0.5 if configured.
+
+        Without T, XLA reads the tied table as it is stored; with T, it transposes the table first.
+        """
+        c, dtype, lead = self.config, self.compute.dtype, "bt"[: decoded.ndim - 1]
         if c.scales_outputs:
             decoded = (decoded.astype(jnp.float32) * c.d_model**-0.5).astype(dtype)
         # "cpu": `einsum_lowp` with a float32 result; bfloat16 logits would round the loss
         if c.tie_word_embeddings:
             table = all_gather_fsdp(self.embeddings.word.embedding[...].astype(dtype), "vocab", "embed")
-            logits = einsum_lowp("btd,vd->btv", decoded, table, "cpu")
+            logits = einsum_lowp(f"{lead}d,vd->{lead}v", decoded, table, "cpu")
         else:
             kernel = all_gather_fsdp(self.heads["lm"].kernel[...].astype(dtype), "embed", "vocab")
-            logits = einsum_lowp("btd,dv->btv", decoded, kernel, "cpu")
-        return with_logical_constraint(logits, "batch", None, "vocab")
+            logits = einsum_lowp(f"{lead}d,dv->{lead}v", decoded, kernel, "cpu")
+        return with_logical_constraint(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
 
     def _run(
         self, part: Stack, ids: jax.Array, call: layer_stack.LayerFn, key: jax.Array | None, *given: LogicalArray
