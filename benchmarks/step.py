@@ -1,6 +1,7 @@
 """Training step of the shipped program against transformers' torch models (BERT, T5), interleaved in one run.
 
     python benchmarks/step.py --shapes mini128,base128 --rounds 7 --output benchmarks/results/step.json
+    python benchmarks/step.py --before CHECKOUT --sides ours,before    # another checkout of this repository
 
 Every side is a process of its own that keeps its model; they take turns, one step at a time, in an order that is
 reversed every round, with a pause until the other's threads sleep. torch runs twice: in the environment as it
@@ -27,15 +28,16 @@ TUNED = {
     "MALLOC_TOP_PAD_": "268435456",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-SIDES = {"ours": ("ours", {}), "torch": ("torch", {}), "torch_tuned": ("torch", TUNED)}
+SIDES = {"ours": ("ours", {}), "before": ("ours", {}), "torch": ("torch", {}), "torch_tuned": ("torch", TUNED)}
 PAUSE = 0.4  # seconds; OpenMP threads spin for a while after their work
 
 
 class Side:
-    def __init__(self, name: str, shape: str):
+    def __init__(self, name: str, shape: str, before: Path | None = None):
         side, extra = SIDES[name]
+        worker = before / "benchmarks" / WORKER.name if name == "before" and before else WORKER
         env = os.environ | extra | {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, str(WORKER), side, shape]
+        command = [sys.executable, str(worker), side, shape]
         self.name, self.samples, self.dropped = name, [], 0
         self.process = subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -87,8 +89,8 @@ def cpu_flags() -> list[str]:
     return sorted(flags & {"amx_bf16", "avx512_bf16", "avx512f", "avx2"})
 
 
-def measure(shape: str, rounds: int, sides: list[str]) -> dict:
-    workers = [Side(name, shape) for name in sides]
+def measure(shape: str, rounds: int, sides: list[str], before: Path | None) -> dict:
+    workers = [Side(name, shape, before) for name in sides]
     for number in range(rounds):
         for worker in workers if number % 2 == 0 else reversed(workers):
             worker.step()
@@ -116,11 +118,14 @@ def main() -> None:
     parser.add_argument("--shapes", default="mini128,base128", help="of step_worker.py's and t5_sides.py's SHAPES")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sides", default="ours,torch,torch_tuned")
+    parser.add_argument("--before", type=Path, help="the checkout that the side `before` runs")
     parser.add_argument("--output", type=Path, help="a JSON file to write the results to")
     arguments = parser.parse_args()
+    if ("before" in arguments.sides.split(",")) != (arguments.before is not None):
+        parser.error("--before CHECKOUT and --sides ours,before belong together")
     results = []
     for shape in arguments.shapes.split(","):
-        results.append(measure(shape, arguments.rounds, arguments.sides.split(",")))
+        results.append(measure(shape, arguments.rounds, arguments.sides.split(","), arguments.before))
         print(json.dumps(results[-1]), flush=True)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
