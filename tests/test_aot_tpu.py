@@ -123,6 +123,13 @@ def test_micro_batches_on_a_pod():
     assert fits(found)
 
 
+@pytest.mark.parametrize("mesh", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {}], ids=str)
+def test_micro_batches_on_eight_chips(mesh: dict):
+    """Reduce-scatters in a loop, in whose sums the compiler failed (see `accumulate_gradients`)."""
+    found = compiled("v5e:2x4", model=MINI, mesh=mesh, rows=64, length=128, grad_accum=2)
+    assert "all-to-all" not in found["collectives"] and fits(found)
+
+
 def test_heads_that_the_mesh_does_not_divide_stay_whole():
     odd = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 768}
     found = compiled("v5e:2x4", model=odd | NO_DROPOUT, mesh={"data": 4, "tensor": 2}, rows=32, length=128)

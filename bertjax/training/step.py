@@ -200,7 +200,12 @@ def accumulate_gradients(
 
     def accumulate(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         (loss, terms), grads = grad_fn(params, xs[0], jax.random.fold_in(key, xs[1]))
-        return jax.tree.map(jnp.add, carry, (program.constrain_grads(grads), terms, loss)), None
+        grads = program.constrain_grads(grads)
+        if program.manual_axes:
+            # The TPU compiler tries to move reduce-scatters behind the loop, and fails with `data` beside `fsdp`
+            # (while_loop_all_reduce_code_motion.cc, libtpu 0.0.42 to 0.0.52).
+            grads = jax.tree.map(jax.lax.optimization_barrier, grads)
+        return jax.tree.map(jnp.add, carry, (grads, terms, loss)), None
 
     micros = {name: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0) for name, x in batch.items()}
     first = jax.tree.map(lambda x: x[0], micros)
