@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ class _WaitingEventLoop(asyncio.SelectorEventLoop):
             self.set_exception_handler(lambda loop, context: None)
             while pending := asyncio.all_tasks(self):
                 self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        super().close()
+        with suppress(AttributeError):  # the collector closes a loop for which there was no file handle too
+            super().close()
 
 
 class _WaitingEventLoopPolicy(asyncio.DefaultEventLoopPolicy):

@@ -18,6 +18,7 @@ from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, PREPARE
 
 FILE_NAME = "goodput.jsonl"
 MIN_WRITE_SECONDS = 1.0  # seconds between two lines, at least
+MAX_NUMBER = 2**53  # of what a line counts
 MAX_WRITE_SHARE = 0.01  # time between two lines as a share of the life so far
 Position = tuple[int, int]  # number of the stage, step in it
 
@@ -127,12 +128,18 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
     for raw in written:
         try:
             line = json.loads(raw)
-            numbers = [line[name] for name in ("life", "started", "time", "stage", "step", "resumed")]
-            numbers += [line["seconds"][phase] for phase in PHASES if phase != PREPARE]  # earlier versions have none
-        except (ValueError, KeyError, TypeError, RecursionError):
+            counts = [line[name] for name in ("life", "stage", "step", "resumed")]
+            times = [line["started"], line["time"], *line["seconds"].values()]
+            times += [line["seconds"][phase] for phase in PHASES if phase != PREPARE]  # earlier versions have none
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
-        if all(isinstance(number, int | float) for number in numbers):
+        if all(isinstance(x, int) for x in counts) and all(map(_is_sound, [*counts, *times])):
             yield line
+
+
+def _is_sound(value: Any) -> bool:
+    """Whether a value is a number of the size of a count or a time; NaN is none."""
+    return isinstance(value, int | float) and abs(value) <= MAX_NUMBER
 
 
 class GoodputLog:
