@@ -18,8 +18,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "step": int, "config": dict, "stage": int, "stage_name": str, "num_labels": int, "tokenizer_sha256": str,
     "tokenizer_json": str, "environment": dict, "fingerprint": str, "steps": (int, type(None)), "heads": list,
     "carried": list, "labels": (list, type(None)), "base": (dict, type(None)), "plugins": dict, "sources": dict,
-    "pretrained": (dict, type(None)), "problem_type": (str, type(None)),
+    "pretrained": (dict, type(None)), "problem_type": (str, type(None)), "unlogged": (dict, type(None)),
+    "early_stopping": list, "teacher": (dict, type(None)),
 }  # fmt: skip
+_ENVIRONMENT = {"processes": int, "mesh": dict, "devices": list}  # what readers take from `environment`
 _COUNTS = ("step", "stage", "num_labels", "steps")
 
 
@@ -72,6 +74,11 @@ def find_meta_problem(meta: Any, needed: Sequence[str] = ()) -> str | None:
             return f"'{key}' of the metadata holds more than names"
     if any(not 0 <= (meta.get(key) or 0) <= MAX_COUNT for key in _COUNTS):
         return f"a number of the metadata ({', '.join(_COUNTS)}) is out of range"
+    about = meta.get("environment")
+    if about and not all(isinstance(about.get(key), kind) for key, kind in _ENVIRONMENT.items()):
+        return f"'environment' of the metadata has no {', '.join(_ENVIRONMENT)}"
+    if not all(isinstance(one, list) and len(one) == 2 for one in meta.get("early_stopping", ())):
+        return "'early_stopping' of the metadata does not list scores"
     stages = meta.get("config", {}).get("stages")
     if isinstance(stages, list) and meta.get("stage", 0) >= len(stages):
         return "'stage' of the metadata is no stage of its config"
