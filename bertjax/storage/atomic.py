@@ -43,8 +43,10 @@ def replace_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # `write` and `close` name no file
+            error.filename = str(path)
         raise
 
 
