@@ -98,6 +98,8 @@ def _system_error(error: OSError) -> BertjaxError | None:
     where = f"{error.filename or 'storage'}: {error.strerror}"
     if error.errno in _STORAGE_ERRORS | _NETWORK_ERRORS:
         return StorageError(where)
+    if error.errno is None and "requested and" in str(error):  # NumPy has written a part of an array
+        return StorageError(f"{error.filename or 'storage'}: could not be written ({brief(error)}); is the disk full?")
     if error.errno == errno.ENOMEM:
         return UserError(f"out of memory on this machine ({where}); use smaller input or a larger machine")
     if remedy := _LIMIT_ERRORS.get(error.errno or 0):
