@@ -14,7 +14,16 @@ _LIMIT_ERRORS = {
     errno.ENFILE: "open files: the machine's limit, fs.file-max, is reached",
     errno.EAGAIN: "processes or threads: raise `ulimit -u`, or set run.prepare_workers lower",
 }
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_PATH_ERRORS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENXIO,
+}
 _DEVICE_REMEDY = (
     "lower batch_size, raise grad_accum, set run.remat=full, split the model with mesh.fsdp, or use larger devices"
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from bertjax.config.limits import MAX_COUNT
 from bertjax.errors import UserError
+from bertjax.storage.text import read_bytes
 
 PARTS = ("state", "meta", "digest")
 # The types of what readers take from the metadata; all of it may be missing but the first two.
@@ -51,7 +52,7 @@ def read_meta_item(folder: Path) -> dict[str, Any]:
     """Read the metadata of a step and the sha256 of its digest item, not compared here. Raises UserError."""
     path = folder / "meta" / "metadata"
     try:
-        item = json.loads(path.read_text(encoding="utf-8"))
+        item = json.loads(read_bytes(path))
         meta = item["meta"]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the complete step again") from None

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bertjax.models import param_paths
+from bertjax.storage.text import check_regular
 from bertjax.training.checkpoint.integrity import unwrap_prng_key
 
 # Orbax logs the traceback of each failure besides raising it; our errors are one line each.
@@ -57,6 +58,7 @@ def finish_save(writer: ocp.AsyncCheckpointer) -> None:
 
 
 def read_json(step: Path, item: str) -> Any:
+    check_regular(step / item / "metadata")
     return ocp.JsonCheckpointHandler().restore(epath.Path(step / item))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from bertjax.errors import StorageError
 from bertjax.progress.text import duration, percent
 from bertjax.storage.atomic import open_append
+from bertjax.storage.text import check_regular, read_bytes
 from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, PREPARE, SAVE, STARTUP, STEP, Phases
 
 FILE_NAME = "goodput.jsonl"
@@ -122,7 +123,7 @@ def read(folder: Path) -> GoodputSummary | None:
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
     try:
-        written = path.read_bytes().splitlines()
+        written = read_bytes(path).splitlines()
     except OSError:
         return
     for raw in written:
@@ -191,6 +192,7 @@ class GoodputLog:
             "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
         }  # fmt: skip
         try:
+            check_regular(self.path)
             with open_append(self.path) as out:
                 if out.tell() and (out.seek(-1, 2), out.read(1))[1] != b"\n":
                     out.write(b"\n")  # a killed process left an incomplete line

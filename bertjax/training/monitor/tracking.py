@@ -18,6 +18,7 @@ from bertjax.progress import reporter as progress
 from bertjax.progress.reporter import Reporter
 from bertjax.storage.atomic import open_append, open_no_follow, write_bytes_atomic
 from bertjax.storage.nested import flatten
+from bertjax.storage.text import check_regular
 from bertjax.training.monitor import writers
 from bertjax.training.monitor.console import Console
 
@@ -199,6 +200,7 @@ def count_damaged_lines(path: Path) -> tuple[int, int]:
 
 def _parse_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """The lines of a metrics.jsonl, each as written and, unless it is damaged, as read."""
+    check_regular(path)
     with path.open("rb") as lines:
         for raw in lines:
             try:

@@ -14,6 +14,7 @@ from bertjax.config.schema.training import Rewind
 from bertjax.errors import DivergedError, StoppedSafely, StorageError
 from bertjax.parallel.multihost.primary import run_on_primary
 from bertjax.storage.atomic import write_json_atomic
+from bertjax.storage.text import read_bytes
 from bertjax.training.checkpoint.manager import CheckpointManager
 
 FILE_NAME = "rewinds.json"  # {stage: [[step, batches], ...]}
@@ -72,7 +73,7 @@ def _target(steps: Sequence[int], first: int, back: int) -> int | None:
 
 def _read(path: Path) -> dict[str, Rewinds]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(path))
         rewinds = {stage: [[step, batches] for step, batches in some] for stage, some in found.items()}
         numbers = [number for some in rewinds.values() for one in some for number in one]
         if not all(type(number) is int and 0 <= number <= MAX_COUNT for number in numbers):
