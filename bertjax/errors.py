@@ -1,13 +1,29 @@
 """Errors that end a command, with the exit codes that launchers read (0: done, 70: a bug)."""
 
 import errno
+import os
 import re
 import signal
 import traceback
 from pathlib import Path
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_NETWORK_ERRORS = {errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO}  # of a shared file system
+_LIMIT_ERRORS = {
+    errno.EMFILE: "open files: raise `ulimit -n`",
+    errno.ENFILE: "open files: the machine's limit, fs.file-max, is reached",
+    errno.EAGAIN: "processes or threads: raise `ulimit -u`, or set run.prepare_workers lower",
+}
+_PATH_ERRORS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENXIO,
+}
 _DEVICE_REMEDY = (
     "lower batch_size, raise grad_accum, set run.remat=full, split the model with mesh.fsdp, or use larger devices"
 )
@@ -72,6 +88,9 @@ def known_error(error: BaseException) -> BertjaxError | None:
         )
     if isinstance(error, ModuleNotFoundError) and not (error.name or "bertjax").startswith("bertjax"):
         return UserError(f"the package '{error.name}' is missing; install it with pip")
+    if type(error) is ImportError and "cannot import name" not in text and "circular" not in text:
+        remedy = "install its package again, or allow the process more memory (`ulimit -v`)"
+        return UserError(f"a library cannot be loaded ({text}; {where}); {remedy}")
     if isinstance(error, RuntimeError):
         return _runtime_error(str(error))
     if is_panic(error):
@@ -86,11 +105,25 @@ def is_panic(error: BaseException) -> bool:
 
 def _system_error(error: OSError) -> BertjaxError | None:
     where = f"{error.filename or 'storage'}: {error.strerror}"
-    if error.errno in _STORAGE_ERRORS:
+    if error.errno in _STORAGE_ERRORS | _NETWORK_ERRORS:
         return StorageError(where)
+    if error.errno is None and "requested and" in str(error):  # NumPy has written a part of an array
+        return StorageError(f"{error.filename or 'storage'}: could not be written ({brief(error)}); is the disk full?")
     if error.errno == errno.ENOMEM:
         return UserError(f"out of memory on this machine ({where}); use smaller input or a larger machine")
+    if remedy := _LIMIT_ERRORS.get(error.errno or 0):
+        return UserError(f"this process may have no more {remedy} ({where})")
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_working_directory():
+        return UserError("the working directory was deleted; change to another one")
     return UserError(where) if error.errno in _PATH_ERRORS else None
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _runtime_error(text: str) -> BertjaxError | None:
@@ -99,6 +132,8 @@ def _runtime_error(text: str) -> BertjaxError | None:
         return UserError(f"out of memory on the device ({line.partition(': ')[2][:160]}); {_DEVICE_REMEDY}")
     if line.startswith("Unable to initialize backend"):
         return UserError(f"{text.splitlines()[0][:200]}; choose another --device")
+    if line.startswith("can't start new thread"):
+        return UserError(f"this process may have no more {_LIMIT_ERRORS[errno.EAGAIN]}")
     if line.startswith("Symlink loop"):  # pathlib before Python 3.13
         return UserError(f"{line[:160]}: a link leads back to itself; remove it")
     return None

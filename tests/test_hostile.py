@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from fuzz_targets import _RUN as RUN_FILES
 from tfds_folder import write_tfds
 
 from bertjax.cli.main import main
 from bertjax.data.jobs import scratch_dir
-from bertjax.errors import StorageError
+from bertjax.errors import StorageError, UserError
 from bertjax.progress.log_file import LogFile
 from bertjax.storage import atomic
 from bertjax.storage.staging import exclusive_lock
@@ -334,3 +335,39 @@ def test_the_full_device(capsys):
     after = os.stat("/dev/full")
     assert stat.S_ISCHR(after.st_mode) and (after.st_ino, after.st_rdev) == (before.st_ino, before.st_rdev)
     assert not list(Path("/dev").glob(".full.*"))
+
+
+PIPES = [
+    "config.yaml", "environment.json", "goodput.jsonl", "metrics.jsonl", "evaluations/00-s/mlm.json",
+    "evaluations/00-s/mlm.nbest.json", "rewinds.json", "checkpoints/00-s/2/meta/metadata", "tokenizer/sha256.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_in_a_run_are_not_read(folder, name, kind):
+    """An archive can hold both: opening a pipe waits for ever, /dev/zero fills the memory."""
+    from bertjax.config.loading.step_meta import read_meta
+    from bertjax.data.tokenizers.files import is_intact
+    from bertjax.report.page import write_report
+    from bertjax.training.monitor import goodput
+    from bertjax.training.triggers.rewind import read_rewinds
+
+    run = folder / "run"
+    for other, content in RUN_FILES.items():
+        (folder / other).parent.mkdir(parents=True, exist_ok=True)
+        (folder / other).write_bytes(content)
+    path = run / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    write_report(run, folder / "report.html")
+    assert (goodput.read(run) is None) == (name == "goodput.jsonl")
+    if "meta" in name and "checkpoints" in name:
+        with pytest.raises(UserError, match="is a pipe or device"):
+            read_meta(run / "checkpoints" / "00-s" / "2")
+    if name == "rewinds.json":
+        with pytest.raises(StorageError, match="is a pipe or device"):
+            read_rewinds(run, "s")
+    if name == "tokenizer/sha256.json":
+        assert is_intact(path.parent) is False

@@ -3,10 +3,12 @@
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fuzz_targets import META, TOKENIZER
 from refusals import SQUAD, VOCABULARY, put
@@ -14,7 +16,7 @@ from refusals import SQUAD, VOCABULARY, put
 from bertjax.config.loading.step_meta import find_meta_problem, read_meta
 from bertjax.data.sources import json_items, record_files
 from bertjax.data.tokenizers.load import from_file, from_json
-from bertjax.errors import UserError
+from bertjax.errors import StorageError, UserError, known_error
 from bertjax.storage import files
 from bertjax.training.monitor import tracking
 
@@ -228,7 +230,10 @@ def test_resealed_digest_items():
     item = {"meta": META}
     for change, mentions in (
         ({}, None), ({"leaves": [1]}, "arrays"), ({"leaves": {"a": 1}}, "arrays"), ({"scores": {"a": "b"}}, "numbers"),
-        ({"leaves": {"a": [1, 2, 3]}}, "arrays"), ({"step": 3}, "it holds step 3"),
+        ({"leaves": {"a": [1, 2, 3]}}, "arrays"), ({"leaves": {"a": [[-1], "float32", "0"]}}, "arrays"),
+        ({"leaves": {"a": [["1"], "float32", "0"]}}, "arrays"), ({"leaves": {"a": [[1], "x", "0"]}}, "arrays"),
+        ({"leaves": {"a": [[1], "\ud83d", "0"]}}, "arrays"), ({"leaves": {"a": [[1], "object", "0"]}}, "arrays"),
+        ({"leaves": {"a": [[2**40, 2**40], "float32", "0"]}}, "arrays"), ({"step": 3}, "it holds step 3"),
     ):  # fmt: skip
         one = {**record, **change, "meta_sha256": integrity.json_sha256(META)}
         made = {**item, "digest_sha256": integrity.json_sha256(one)}
@@ -239,3 +244,82 @@ def test_resealed_digest_items():
             integrity.verify("here", 2, made, one)
     with pytest.raises(integrity.CorruptStepError, match="another form"):
         integrity.verify("here", 2, [], {})
+    for known in ("key<fry>", "bfloat16", "uint32"):
+        assert integrity._is_array([2, 0], known)
+
+
+def test_a_key_that_resealed_metadata_lack():
+    from bertjax.training.checkpoint import integrity
+
+    meta = {key: value for key, value in META.items() if key != "heads"}
+    record = {"format": integrity.FORMAT, "step": 2, "leaves": {}, "scores": {}}
+    record |= {"meta_sha256": integrity.json_sha256(meta)}
+    _, read = integrity.verify("here", 2, {"meta": meta, "digest_sha256": integrity.json_sha256(record)}, record)
+    assert read["step"] == 2 and read.get("heads") is None and "heads" not in read
+    with pytest.raises(UserError, match="here: its metadata have no 'heads'"):
+        read["heads"]
+
+
+def test_a_head_that_no_model_has():
+    from bertjax.config.schema.model import BertConfig, Word2VecConfig
+    from bertjax.models import registry
+
+    for config in (BertConfig(**META["config"]["model"]), Word2VecConfig(vocab_size=57, hidden_size=8)):
+        with pytest.raises(UserError, match="model has no head 'x'; it can have"):
+            registry.abstract_params(config, ("x",), 2)
+
+
+def test_a_special_token_that_the_vocabulary_lacks():
+    from bertjax.data.tokenizers.encoder import _check_special
+    from bertjax.data.tokenizers.files import SpecialTokens
+
+    roles = {"pad": "[PAD]", "cls": "[CLS]", "sep": "\ud83d"}
+    special = SpecialTokens(roles=roles)
+    with pytest.raises(UserError, match=r"f: the sep_token '\\ud83d' is not in the vocabulary"):
+        _check_special({"[PAD]": 0, "[CLS]": 1}, special, "f")
+    _check_special({"[PAD]": 0, "[CLS]": 1, "\ud83d": 2}, special, "f")
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_files():
+    """No file can be larger than 1,000 bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_json(path: Path, size: int) -> None:
+    from bertjax.storage.atomic import write_text_atomic
+
+    write_text_atomic(path, "x" * size)
+
+
+def write_tensors(path: Path, size: int) -> None:
+    from bertjax.interop.safetensors_folder import write_tensors
+
+    write_tensors(path, {"a": np.zeros(size, np.uint8)})
+
+
+def write_vectors(path: Path, size: int) -> None:
+    from bertjax.tools.prediction_files import write_vectors
+
+    write_vectors(path, [np.zeros(size // 4, np.float32)])
+
+
+def write_parts(path: Path, size: int) -> None:
+    from bertjax.tools.init.heldout import write_parts
+
+    write_parts([("x" * size, False), ("y", True)], (path, path.with_suffix(".other")))
+
+
+@pytest.mark.parametrize("write", [write_json, write_tensors, write_vectors, write_parts])
+def test_a_full_disk_is_4_and_names_the_file(small_files, write):
+    write(Path("f.small"), 100)
+    with pytest.raises((OSError, StorageError)) as raised:
+        write(Path("f.large"), 100_000)
+    known = known_error(raised.value)
+    assert isinstance(known, StorageError) and "f.large" in str(known) and "\n" not in str(known)

@@ -2,6 +2,10 @@
 
 import argparse
 import errno
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +76,12 @@ CASES = {
     "link": (raises(RuntimeError("Symlink loop from '/a/b'")), 2, ("/a/b", "remove it")),
     "full": (raises(OSError(errno.ENOSPC, "No space left on device", "/f")), 4, ("/f: No space left",)),
     "denied": (raises(PermissionError(errno.EACCES, "Permission denied", "/f")), 2, ("/f: Permission denied",)),
+    "part": (raises(OSError("4096 requested and 0 written")), 4, ("is the disk full?",)),
+    "network": (raises(OSError(errno.ESTALE, "Stale file handle", "/f")), 4, ("/f: Stale file handle",)),
+    "files": (raises(OSError(errno.EMFILE, "Too many open files", "/f")), 2, ("ulimit -n", "/f: Too many")),
+    "processes": (raises(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")), 2, ("ulimit -u",)),
+    "threads": (raises(RuntimeError("can't start new thread")), 2, ("threads", "ulimit -u")),
+    "library": (raises(ImportError("libx.so: failed to map segment from shared object")), 2, ("libx.so", "ulimit -v")),
     "package": (raises(ModuleNotFoundError("x", name="wandb")), 2, ("'wandb' is missing",)),
 }  # fmt: skip
 
@@ -98,10 +108,52 @@ def test_one_line_and_the_code(run, case):
         assert word in err
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("x"), RuntimeError("INTERNAL: x"), OSError(errno.EBADF, "x")])
+BUGS = [
+    ZeroDivisionError("x"), RuntimeError("INTERNAL: x"), OSError(errno.EBADF, "x"), OSError("x"),
+    FileNotFoundError(errno.ENOENT, "x"), ImportError("cannot import name 'a' from 'b'"),
+    ModuleNotFoundError("x", name="bertjax.x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", BUGS)
 def test_a_bug_keeps_its_traceback(run, error):
     code, err = run(raises(error))
     assert code == 70 and "Traceback" in err and type(error).__name__ in err
+
+
+def test_the_working_directory_was_deleted(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    code, err = run(Path.cwd)
+    assert (code, err) == (2, "the working directory was deleted; change to another one\n")
+
+
+STUCK = """
+import sys, threading, time
+from bertjax import interrupts
+from bertjax.cli import main
+from bertjax.cli.arguments import Command
+from bertjax.errors import StorageError
+interrupts.GRACE_SECONDS = 0.5
+def run(arguments):
+    threading.Thread(target=time.sleep, args=(float(sys.argv.pop()),)).start()  # not a daemon: Python waits for it
+    if sys.argv.pop() == "fail":
+        raise StorageError("the disk is full")
+    return 0
+main.COMMANDS["train"] = Command("train", run, "trains", (), ("bertjax train",))
+main._parse = lambda name, command, words: main.argparse.Namespace(plugins=[])
+main.load_plugins = lambda arguments: None
+main.run_process()
+"""
+
+
+@pytest.mark.parametrize(("ends", "seconds", "code"), [("fail", 60, 4), ("done", 1.2, 0)])
+def test_a_thread_that_waits_for_ever_does_not_keep_a_failed_command(ends, seconds, code):
+    """A command that succeeds still waits for its threads."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STUCK, "train", ends, str(seconds)], capture_output=True, timeout=50)
+    assert done.returncode == code, done.stderr
+    assert time.monotonic() - started < 45 and (code or time.monotonic() - started > 1.2)
 
 
 def test_other_base_exceptions_pass_through(run):

@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -91,6 +92,10 @@ def run_process() -> NoReturn:
         # The device may still compute or compile: the interpreter's clean-up would crash in it, or wait for it.
         interrupts.kill_children()
         os._exit(code)
+    if code and not distributed:  # threads of a library may wait for what will never come, such as a failed save
+        ends = threading.Timer(interrupts.GRACE_SECONDS, os._exit, (code,))
+        ends.daemon = True
+        ends.start()
     sys.exit(code)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from bertjax.config.schema.run import Config
 from bertjax.errors import UserError
 from bertjax.storage.nested import flatten
+from bertjax.storage.text import read_bytes
 from bertjax.training.monitor.tracking import read_lines
 
 OTHER_DIR = "other"  # folder of evaluations that differ from the run's own records
@@ -95,7 +96,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 def last_recorded(run: Path, folder: Path, stage: str, name: str) -> tuple[int | None, dict[str, Any]]:
     """-> the last step at which the run ran this evaluation (None: never), and `made_from` of that score."""
     try:
-        content = json.loads((folder / f"{name}.json").read_bytes())
+        content = json.loads(read_bytes(folder / f"{name}.json"))
     except (OSError, ValueError, RecursionError):
         content = {}
     content = content if isinstance(content, dict) else {}

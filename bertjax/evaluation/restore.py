@@ -93,7 +93,8 @@ def _restore_checkpoint(
         checkpoints.ref = found
     meta = checkpoints.meta()
     here = dict(meta["config"], mesh={})
-    here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
+    if isinstance(here.get("run"), dict):  # else `build_saved` refuses it
+        here["run"] = here["run"] | {"attention": "auto", "segments": "auto"}
     where = str(found.path)
     config, in_run = _with_run_dir(build_saved(here, overrides, where=where), meta, found)
     saved_config = _with_run_dir(build_saved(here, where=where), meta, found)[0] if overrides else config
@@ -163,7 +164,7 @@ def _with_run_dir(config: Config, meta: Mapping[str, Any], found: CheckpointRef)
     A folder that an override names is kept.
     """
     run, was = config.run, meta["config"]["run"]
-    if (run.root, run.name) != (was["root"], was["name"]):
+    if (run.root, run.name) != (was.get("root", run.root), was.get("name", run.name)):
         return config, True
     folder, in_run = results_folder(found)
     changes = {"root": str(folder.parent), "name": folder.name}

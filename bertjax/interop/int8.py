@@ -4,9 +4,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from bertjax.interop.safetensors_folder import INDEX, INT8_WEIGHTS, SCALE, WEIGHTS, open_folder
+from bertjax.interop.safetensors_folder import INDEX, INT8_WEIGHTS, SCALE, WEIGHTS, open_folder, write_tensors
 
 MIN_ELEMENTS = 16_384  # smaller tensors stay float32
 
@@ -39,6 +38,6 @@ def quantize_folder(source: Path, out: Path) -> dict[str, int]:
             tensors[name] = array
         counts["matrices" if is_matrix else "others"] += 1
     shutil.copytree(source, out, ignore=lambda folder, names: {WEIGHTS, INDEX, INT8_WEIGHTS} & set(names))
-    save_file(tensors, out / INT8_WEIGHTS)
+    write_tensors(out / INT8_WEIGHTS, tensors)
     shutil.copymode(out / "config.json", out / INT8_WEIGHTS)
     return counts

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from bertjax.config.schema.model import ModelConfig
 from bertjax.config.schema.training import Trainable
@@ -85,7 +84,7 @@ def _write(out: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, An
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        save_file(dict(tensors), work / WEIGHTS, metadata={"format": "pt"})
+        safetensors_folder.write_tensors(work / WEIGHTS, tensors)
         safetensors_folder.write_json(work / CONFIG, dict(config))
         shutil.copymode(work / CONFIG, work / WEIGHTS)
         os.replace(work, out)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bertjax.errors import UserError
@@ -166,13 +167,23 @@ def write_folder(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        save_file(dict(weights), work / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(work / WEIGHTS, weights)
         write_json(work / "config.json", config)
         shutil.copymode(work / "config.json", work / WEIGHTS)  # safetensors makes it readable by its owner only
         add(work)
         os.replace(work, out)  # all of its files in one piece
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write one file of tensors, as PyTorch's. Raises OSError, which the library gives as text."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(number := int(found[1]), os.strerror(number), str(path)) from None
+        raise
 
 
 def merge_config(imported: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, Any]:

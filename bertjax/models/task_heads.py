@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bertjax.errors import UserError
 from bertjax.models.bert.heads import LayerMix, Output, gather_positions
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.layers.dropout import dropout
@@ -28,9 +29,9 @@ class TaskHeads(nnx.Module):
         self, width: int, names: tuple[str, ...], known: tuple[str, ...], num_labels: int, rate: float,
         init: Initializer, compute: ComputeOptions, rngs: nnx.Rngs, mixed: int = 0,
     ):  # fmt: skip
-        """`known`: the heads of the family. Raises ValueError for another one in `names`."""
+        """`known`: the heads of the family. Raises UserError for another one in `names`."""
         if other := set(names) - set(known):
-            raise ValueError(f"this model has no head '{min(other)}'; it can have {', '.join(known)}")
+            raise UserError(f"this model has no head '{min(other)}'; it can have {', '.join(known)}")
         for name in TASK_HEADS:
             if name in names:
                 outputs = 2 if name == "qa" else num_labels

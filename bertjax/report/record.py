@@ -12,6 +12,7 @@ import yaml
 from bertjax.config.loading.step_meta import is_checkpoint_step, list_steps
 from bertjax.errors import UserError
 from bertjax.evaluation.records import OTHER_DIR, describe_provenance
+from bertjax.storage.text import read_bytes
 from bertjax.training.monitor import goodput
 from bertjax.training.monitor.tracking import read_lines
 
@@ -246,7 +247,7 @@ def _planned_steps(config_text: str) -> dict[str, int | None]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_bytes(path).decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -254,7 +255,7 @@ def _text(path: Path) -> str:
 def _json(path: Path, kind: type) -> Any:
     """The content of a JSON file, or an empty `kind` if it is missing, invalid or of another kind."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
         return kind()
     return content if isinstance(content, kind) else kind()

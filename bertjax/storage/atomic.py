@@ -41,10 +41,22 @@ def replace_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     os.close(open_no_follow(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     try:
-        yield partial
-        os.replace(partial, path)
+        with name_errors(path):
+            yield partial
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def name_errors(path: Path) -> Iterator[None]:
+    """Add the path to an OSError inside the block that names none, as those of `write` and `close`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -1,6 +1,7 @@
 """Reads small text and JSON files with one-line errors."""
 
 import difflib
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,18 @@ def read_text(path: Path, limit: int) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that others may have made. OSError, also for a pipe or device, which may never end."""
+    check_regular(path)
+    return path.read_bytes()
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError for a local pipe or device in the place of a file; opening a pipe waits for its writer."""
+    if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.ENXIO, "is a pipe or device and no file; remove it", str(path))
 
 
 def read_json(path: Path) -> Any:

@@ -233,7 +233,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
             head.append(f"started from: {start['name']}, commit {start['commit']}")
         if "goodput" in found:
             head.append(str(goodput.GoodputSummary(**found["goodput"])))
-        return [*head, f"devices: {', '.join(found['environment']['devices'])}", "", found["table"].rstrip()]
+        devices = ", ".join(map(str, found["environment"].get("devices", ())))
+        return [*head, f"devices: {devices}", "", found["table"].rstrip()]
     lines = []
     for s in found["stages"]:
         length = f"{s['steps']} steps" if "steps" in s else f"{s['epochs']:g} epochs"

@@ -165,7 +165,7 @@ def write_vectors(path: Path, vectors: Iterable[np.ndarray]) -> int:
         with replace_file(path) as partial, partial.open("wb") as file:
             np.save(file, found)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
     return len(found)
 
 

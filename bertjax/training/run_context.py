@@ -143,7 +143,7 @@ def environment(mesh: JaxMesh) -> dict[str, Any]:
 def topology_change(mesh: JaxMesh, meta: Mapping[str, Any]) -> str | None:
     """A line about the processes and devices now and when a checkpoint was saved; None if they are the same."""
     before, now = meta["environment"], environment(mesh)
-    if all(before[key] == now[key] for key in ("processes", "mesh")):
+    if not before or all(before[key] == now[key] for key in ("processes", "mesh")):
         return None
     was, here = _describe_topology(before), _describe_topology(now)
     return f"was on {was}, now on {here}; the batches are the same, sums are rounded in another order"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -309,6 +310,47 @@ def test_one_process_cannot_write_twice_either(tmp_path: Path) -> None:
             CheckpointManager(tmp_path, CheckpointPolicy())
     CheckpointManager(tmp_path, CheckpointPolicy()).close()
     assert (tmp_path / lock.FILE_NAME).read_text() == ""
+
+
+def test_a_folder_that_is_moved_is_not_written_any_more(tmp_path: Path) -> None:
+    """The lock goes with the folder: another process could write the one that the next save would make."""
+    with CheckpointManager(tmp_path / "a", CheckpointPolicy()) as writer:
+        writer.save(1, make_tree(1), {"step": 1})
+        writer.wait()
+        (tmp_path / "a").rename(tmp_path / "b")
+        with pytest.raises(StorageError, match=r"a: was moved or replaced while .* move it back"):
+            writer.save(2, make_tree(2), {"step": 2})
+        assert not (tmp_path / "a").exists() and reader(tmp_path / "b").committed_steps() == [1]
+        (tmp_path / "b").rename(tmp_path / "a")  # the control
+        writer.save(2, make_tree(2), {"step": 2})
+    assert reader(tmp_path / "a").committed_steps() == [1, 2]
+
+
+def test_a_folder_that_is_deleted_is_locked_again(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with CheckpointManager(folder, CheckpointPolicy()) as writer:
+        shutil.rmtree(folder)
+        writer.save(1, make_tree(1), {"step": 1})
+        writer.wait()
+        assert reader(folder).committed_steps() == [1]
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+            CheckpointManager(folder, CheckpointPolicy())
+    assert (folder / lock.FILE_NAME).read_text() == ""
+
+
+def test_a_deleted_folder_that_another_process_writes_now_is_left_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with CheckpointManager(folder, CheckpointPolicy()) as writer:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE) as child:
+            try:
+                assert child.stdout and child.stdout.readline() == b"held\n"
+                with pytest.raises(StorageError, match=f"process {child.pid} on"):
+                    writer.save(1, make_tree(1), {"step": 1})
+                assert reader(folder).committed_steps() == []
+            finally:
+                child.kill()
 
 
 @pytest.mark.parametrize("alive", [True, False])

@@ -524,3 +524,15 @@ def test_scores_are_those_of_transformers_and_scikit_learn(all_tasks, tmp_path, 
     lines = (all_tasks / "out" / "submission" / f"{file}.tsv").read_text().splitlines()[1:]
     said = [line.split("\t")[1] for line in lines]
     assert said == [submitted(task, task.labels[row.argmax()]) for row in values]
+
+
+def test_a_damaged_list_of_saved_splits(tmp_path):
+    from bertjax.tools.glue.data import _saved_splits
+
+    path = tmp_path / "dataset_dict.json"
+    for text in ("{", "[]", "1", '{"splits": 1}', '{"splits": null}', "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"dataset_dict.json: "):
+            _saved_splits(path)
+    path.write_text('{"splits": ["train"]}')
+    assert _saved_splits(path) == ["train"]

@@ -1,6 +1,7 @@
 """The account of a run's time: by hand, against a simulation of attempts that knows the truth, and of real runs."""
 
 import json
+import math
 import random
 import time
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_lines_cut_by_a_kill_are_left_out_and_swallow_nothing(tmp_path: Path) ->
 def test_what_is_no_line_is_left_out(tmp_path: Path, text: str) -> None:
     (tmp_path / goodput.FILE_NAME).write_text(text)
     assert goodput.read(tmp_path) is None
+
+
+BAD_NUMBERS = [None, "1", [], {}, math.nan, math.inf, 10**400, -(10**400)]
+
+
+@pytest.mark.parametrize("key", ["life", "started", "time", "stage", "step", "resumed", "seconds", *PHASES])
+def test_a_line_with_a_damaged_number_is_left_out(tmp_path: Path, key: str) -> None:
+    """Else the end of a run that has it in its record would be a bug's, whatever ended it."""
+    good = line(0, 1, 2, 0, 5, startup=1)
+    for bad in [*BAD_NUMBERS, *([0.5] if key in ("life", "stage", "step") else [])]:
+        damaged = {**good, key: bad} if key in good else {**good, "seconds": good["seconds"] | {key: bad}}
+        (tmp_path / goodput.FILE_NAME).write_text("".join(json.dumps(one) + "\n" for one in (good, damaged, good)))
+        found = goodput.read(tmp_path)
+        assert found == summarize([good, good])
+        GoodputLog(tmp_path, Phases(), is_primary=True).start_stage(0, 0)
 
 
 def test_other_processes_write_nothing_and_a_life_without_a_stage_leaves_no_line(tmp_path: Path) -> None:

@@ -170,9 +170,11 @@ def test_a_damaged_file_of_rewinds_is_not_ignored(tmp_path):
     rewind._write(tmp_path / rewind.FILE_NAME, "s", [[4, 2]])
     rewind._write(tmp_path / rewind.FILE_NAME, "t", [[1, 1]])
     assert read_rewinds(tmp_path, "s") == [[4, 2]] and read_rewinds(tmp_path, "t") == [[1, 1]]
-    (tmp_path / rewind.FILE_NAME).write_text("[")
-    with pytest.raises(StorageError, match="rewinds.json: damaged"):
-        read_rewinds(tmp_path, "s")
+    numbers = ["[-1, 2]", "[1, -2]", "[1e400, 2]", "[NaN, 2]", "[true, 2]", '["1", 2]', "[1, 1e3]", f"[1, {10**400}]"]
+    for text in ["[", "[" * 100_000, '{"s": 1}', '{"s": [[1]]}', *(f'{{"s": [{pair}]}}' for pair in numbers)]:
+        (tmp_path / rewind.FILE_NAME).write_text(text)
+        with pytest.raises(StorageError, match="rewinds.json: damaged"):
+            read_rewinds(tmp_path, "s")
 
 
 @pytest.mark.slow

@@ -145,6 +145,24 @@ def test_damaged_lines_are_moved_aside_and_reported(tmp_path: Path) -> None:
     assert (tmp_path / "metrics-damaged.jsonl").read_bytes() == damaged + b"null\n"
 
 
+def test_a_resume_keeps_sound_lines_as_they_are_and_takes_no_time_from_odd_ones(tmp_path: Path) -> None:
+    """A lone surrogate is sound JSON that UTF-8 cannot hold; names of another type are damage."""
+    head = '{"kind": "train", "stage": "s", "step": %d, %s}\n'
+    odd = [f'"elapsed": {text}' for text in ("NaN", "1e400", str(10**400), "-5", '"x"', "[]")]
+    kept = [head % (1, body) for body in ['"note": "\\ud83d"', *odd, '"elapsed": 7.5']]
+    damaged = ['{"kind": [], "stage": "s", "step": 1}\n', '{"kind": "eval", "stage": {}, "step": 1}\n',
+               '{"kind": "eval", "stage": "s", "step": true}\n']  # fmt: skip
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join([*kept, *damaged, head % (2, '"loss": 1')]))
+    with tracker(tmp_path) as t:
+        t.rewind([], "s", 1)
+        assert path.read_text() == "".join(kept)
+        assert (tmp_path / "metrics-damaged.jsonl").read_text() == "".join(damaged)
+        t.train("s", 2, {"loss": 1.0})
+    *_, last = read_lines(path)
+    assert last["step"] == 2 and 7.5 <= last["elapsed"] < 60
+
+
 def test_elapsed_goes_on_after_a_restart(tmp_path: Path) -> None:
     with tracker(tmp_path) as t:
         t.train("pretrain", 10, {"elapsed": 500.0})

@@ -11,6 +11,7 @@ from typing import Any
 
 from bertjax.config.limits import MAX_COUNT
 from bertjax.errors import UserError
+from bertjax.storage.text import read_bytes
 
 PARTS = ("state", "meta", "digest")
 # The types of what readers take from the metadata; all of it may be missing but the first two.
@@ -18,8 +19,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "step": int, "config": dict, "stage": int, "stage_name": str, "num_labels": int, "tokenizer_sha256": str,
     "tokenizer_json": str, "environment": dict, "fingerprint": str, "steps": (int, type(None)), "heads": list,
     "carried": list, "labels": (list, type(None)), "base": (dict, type(None)), "plugins": dict, "sources": dict,
-    "pretrained": (dict, type(None)), "problem_type": (str, type(None)),
+    "pretrained": (dict, type(None)), "problem_type": (str, type(None)), "unlogged": (dict, type(None)),
+    "early_stopping": list, "teacher": (dict, type(None)),
 }  # fmt: skip
+_ENVIRONMENT = {"processes": int, "mesh": dict, "devices": list}  # what readers take from `environment`
 _COUNTS = ("step", "stage", "num_labels", "steps")
 
 
@@ -49,7 +52,7 @@ def read_meta_item(folder: Path) -> dict[str, Any]:
     """Read the metadata of a step and the sha256 of its digest item, not compared here. Raises UserError."""
     path = folder / "meta" / "metadata"
     try:
-        item = json.loads(path.read_text(encoding="utf-8"))
+        item = json.loads(read_bytes(path))
         meta = item["meta"]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the complete step again") from None
@@ -72,6 +75,11 @@ def find_meta_problem(meta: Any, needed: Sequence[str] = ()) -> str | None:
             return f"'{key}' of the metadata holds more than names"
     if any(not 0 <= (meta.get(key) or 0) <= MAX_COUNT for key in _COUNTS):
         return f"a number of the metadata ({', '.join(_COUNTS)}) is out of range"
+    about = meta.get("environment")
+    if about and not all(isinstance(about.get(key), kind) for key, kind in _ENVIRONMENT.items()):
+        return f"'environment' of the metadata has no {', '.join(_ENVIRONMENT)}"
+    if not all(isinstance(one, list) and len(one) == 2 for one in meta.get("early_stopping", ())):
+        return "'early_stopping' of the metadata does not list scores"
     stages = meta.get("config", {}).get("stages")
     if isinstance(stages, list) and meta.get("stage", 0) >= len(stages):
         return "'stage' of the metadata is no stage of its config"

@@ -135,6 +135,9 @@ def _check_special(vocab: dict[str, int], special: SpecialTokens, where: str) ->
         if role not in special.roles:
             problem = f"the tokenizer has no {role}_token; BERT's rows need pad, cls and sep"
             raise UserError(f"{where}: {problem}: name them in tokenizer_config.json")
+    for role, token in special.roles.items():
+        if token not in vocab:
+            raise UserError(f"{where}: the {role}_token {token[:80]!a} is not in the vocabulary; correct the files")
 
 
 def _restore(kept: str, is_bert_s: bool) -> Tokenizer:

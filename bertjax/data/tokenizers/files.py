@@ -11,6 +11,7 @@ from bertjax.data.tokenizers import backend_state
 from bertjax.errors import UserError
 from bertjax.storage import remote
 from bertjax.storage.atomic import write_bytes_atomic, write_json_atomic
+from bertjax.storage.text import read_bytes
 
 JSON, CONFIG, SPECIAL, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -132,7 +133,7 @@ def is_intact(folder: Path, identity: str | None = None) -> bool | None:
     With an identity also whether the folder was written with it.
     """
     try:
-        saved = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        saved = json.loads(read_bytes(folder / DIGESTS))
         written = saved.pop(_IDENTITY, None)
         return bool(identity in (None, written) and saved == _file_digests(folder))
     except FileNotFoundError:

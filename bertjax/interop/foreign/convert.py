@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from bertjax.errors import StorageError, UserError
 from bertjax.interop import safetensors_folder
@@ -71,7 +70,7 @@ def as_folder(found: ForeignCheckpoint, beside: Path) -> Iterator[Path]:
             for name, content in found.made.items():
                 safetensors_folder.write_json(work / name, content)
             weights = {name: np.ascontiguousarray(array) for name, array in found.weights.items()}
-            save_file(weights, work / safetensors_folder.WEIGHTS, metadata={"format": "pt"})
+            safetensors_folder.write_tensors(work / safetensors_folder.WEIGHTS, weights)
         except OSError as error:
             raise StorageError(f"{home}: could not be written: {error.strerror}") from error
         yield work

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bertjax.config.schema.model import BertConfig
+from bertjax.errors import UserError
 from bertjax.models.compute_options import ComputeOptions
 from bertjax.models.layers.modules import Dense, Initializer, LayerNorm, out_sharding
 from bertjax.models.layers.numerics import activation, add_bias, einsum_lowp
@@ -117,7 +118,7 @@ class Heads(nnx.Module):
     ):  # fmt: skip
         if other := set(names) - set(config.heads):
             known = ", ".join(config.heads)
-            raise ValueError(f"a {config.family} model has no head '{min(other)}'; it can have {known}")
+            raise UserError(f"a {config.family} model has no head '{min(other)}'; it can have {known}")
         D, dense = config.hidden_size, config.classifier_dense
         output = lambda width: Output((D, width), ("embed", None), init, compute, rngs)  # noqa: E731
         if "mlm" in names:

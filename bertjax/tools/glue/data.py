@@ -21,6 +21,7 @@ from bertjax.errors import UserError
 from bertjax.progress import reporter
 from bertjax.storage.atomic import replace_file, write_json_atomic
 from bertjax.storage.files import sha256_of_files
+from bertjax.storage.text import read_json
 from bertjax.tools.glue import official
 from bertjax.tools.glue.official import LeftOut, parse_label
 from bertjax.tools.glue.tasks import AX, TASKS, GlueTask
@@ -99,11 +100,20 @@ def _in_folder(task: GlueTask, folder: Path, all_folders: Mapping[str, Path], da
     return TaskData(task, str(folder), found, tuple(absent))
 
 
+def _saved_splits(path: Path) -> list[str]:
+    """The splits that `datasets` has saved. Raises UserError."""
+    found = read_json(path)
+    splits = found.get("splits", []) if isinstance(found, dict) else None
+    if not isinstance(splits, list):
+        raise UserError(f"{path}: does not list splits; save the data set again with save_to_disk")
+    return splits
+
+
 def _find_split(task: GlueTask, folder: Path, split: str) -> Split | None:
     """A split in a folder: saved by `datasets`, as Parquet files of the Hub, or official."""
     named = "test" if split == AX and _plain(folder.name) == AX else split
     if (folder / "dataset_dict.json").is_file():
-        listed = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        listed = _saved_splits(folder / "dataset_dict.json")
         source = HuggingFaceData(name=str(folder.absolute()), split=named)
         files = sorted(path for path in (folder / named).glob("*") if path.is_file())
         return _from_source(task, source, split, folder, files) if named in listed else None
@@ -215,7 +225,7 @@ def _read_manifest(found: TaskData, folder: Path, limit: int | None) -> dict[str
         return None
     except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{folder / MANIFEST}: cannot be read; remove {folder}, which is made again") from None
-    return kept if (kept["source"], kept["limit"]) == (found.place, limit) else None
+    return kept if (kept.get("source"), kept.get("limit")) == (found.place, limit) else None
 
 
 def read_copy(path: Path) -> list[dict[str, Any]]:

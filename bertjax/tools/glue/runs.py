@@ -173,10 +173,10 @@ def options_record(request: Request) -> dict[str, Any]:
 def check_options(request: Request, path: Path) -> None:
     """Raise UserError if the output folder was begun with other options."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{path}: cannot be read; name another --output") from None
     now = options_record(request)
     if changed := [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.errors import UserError
+from bertjax.storage.atomic import name_errors
 from bertjax.storage.files import expand_globs, read_lines, read_text
 from bertjax.tools.init.source import Data
 
@@ -137,7 +138,7 @@ def write_parts(items: Iterable[tuple[str, bool]], parts: Parts) -> tuple[int, i
     drafts = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in parts]
     counts = [0, 0]
     try:
-        with contextlib.ExitStack() as stack:
+        with name_errors(parts[0]), contextlib.ExitStack() as stack:
             files = [stack.enter_context(draft.open("w", encoding="utf-8", newline="\n")) for draft in drafts]
             for text, side in items:
                 files[side].write(text)

@@ -13,6 +13,7 @@ from typing import Any
 from bertjax.errors import UserError
 from bertjax.storage import atomic
 from bertjax.storage.model_hub import FITTED as FITTED_HF
+from bertjax.storage.text import read_bytes
 
 FITTED = "fitted.json"
 Fits = Mapping[str, Mapping[str, Any]]
@@ -30,7 +31,7 @@ def read_fits(folder: Path, step: int | None = None) -> dict[str, dict[str, Any]
     """
     path = fits_file(folder)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        found = json.loads(read_bytes(path), parse_constant=_refuse)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError):

@@ -6,18 +6,31 @@ the sha256 of the digest item. Any change of either, or a mix of two steps, is d
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
+from bertjax.config.limits import MAX_ELEMENTS
 from bertjax.config.loading.step_meta import find_meta_problem
 from bertjax.errors import DivergedError, UserError, brief
 from bertjax.training.checkpoint import checksums
 
 FORMAT = 1
 _KEY_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+
+
+class Metadata(dict[str, Any]):
+    """The metadata of a step; a key that no reader can do without and that is missing is a UserError."""
+
+    def __init__(self, where: str, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self._where = where
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise UserError(f"{self._where}: its metadata have no '{key}'; copy the step again, or take another one")
 
 
 class CorruptStepError(Exception):
@@ -62,17 +75,27 @@ def verify(where: str, step: int, meta_item: Any, record: Any) -> tuple[dict[str
         raise CorruptStepError(f"its items have another form ({brief(error, 60)})") from None
     if problem := find_meta_problem(meta_item["meta"]) or _find_record_problem(record):
         raise CorruptStepError(problem)
-    return record, meta_item["meta"]
+    return record, Metadata(where, meta_item["meta"])
 
 
 def _find_record_problem(record: Mapping[str, Any]) -> str | None:
     leaves, scores = record.get("leaves"), record.get("scores")
     for leaf in leaves.values() if isinstance(leaves, dict) else [None]:
-        if not (isinstance(leaf, list) and [type(part) for part in leaf] == [list, str, str]):
+        if not (isinstance(leaf, list) and [type(part) for part in leaf] == [list, str, str] and _is_array(*leaf[:2])):
             return "the digest item does not list arrays"
     if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
         return "the scores of the digest item are no numbers"
     return None
+
+
+def _is_array(shape: Sequence[Any], dtype: str) -> bool:
+    """Whether an array can have this shape and dtype."""
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+        return False
+    try:
+        return dtype in _KEY_IMPLEMENTATIONS or not jnp.dtype(dtype).hasobject
+    except (TypeError, ValueError):  # of surrogates too
+        return False
 
 
 def json_sha256(value: Any) -> str:

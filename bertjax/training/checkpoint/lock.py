@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from bertjax.errors import StorageError, UserError
 from bertjax.storage import lease, remote
 from bertjax.storage.atomic import open_no_follow
+from bertjax.storage.folders import make_folder
 
 log = logging.getLogger(__name__)
 FILE_NAME = "writer.lock"
@@ -50,51 +51,49 @@ class WriterLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
         self._stop = threading.Event()
+        self._file = self._lock()
+        threading.Thread(target=self._heartbeat, name="writer_lock", daemon=True).start()
+
+    def _lock(self) -> int:
+        """Open and lock the file -> its handle."""
         if _own_locks.get(str(self.path), {}).get("pid") == os.getpid():  # not a parent's entry, copied by fork
             raise _locked_error(self.path, _own_locks[str(self.path)])
         try:
-            self._file = open_no_follow(self.path, os.O_RDWR | os.O_CREAT)
+            file = open_no_follow(self.path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
         try:
-            _own_locks[str(self.path)] = self._acquire()
+            _own_locks[str(self.path)] = self._acquire(file)
         except BaseException:
-            os.close(self._file)
+            os.close(file)
             raise
-        threading.Thread(target=self._heartbeat, name="writer_lock", daemon=True).start()
+        return file
 
-    def _acquire(self) -> dict[str, Any]:
+    def _acquire(self, file: int) -> dict[str, Any]:
         shared = True  # the lock reaches every process that could write here
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise _locked_error(self.path, self._read()) from None
+                raise _locked_error(self.path, _read(file)) from None
             shared = False  # no locks on this file system: the heartbeat decides
-        holder = self._read()
+        holder = _read(file)
         if holder:
-            if (not shared or holder.get("host") != socket.gethostname()) and self._is_alive():
+            if (not shared or holder.get("host") != socket.gethostname()) and self._is_alive(file):
                 raise _locked_error(self.path, holder)
             log.info("%s: taken over from process %s on %s, which is gone", self.path, holder["pid"], holder["host"])
         now = datetime.now(UTC).isoformat(timespec="seconds")
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": now}
         try:
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, json.dumps(mine).encode(), 0)
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(mine).encode(), 0)
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
         return mine
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(os.pread(self._file, 4096, 0))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) and {"host", "pid", "started"} <= found.keys() else {}
-
-    def _is_alive(self) -> bool:
+    def _is_alive(self, file: int) -> bool:
         """Whether the modification time changes; clocks of other machines are not compared."""
-        first, end = os.fstat(self._file).st_mtime_ns, time.monotonic() + STALE_SECONDS
+        first, end = os.fstat(file).st_mtime_ns, time.monotonic() + STALE_SECONDS
         while time.monotonic() < end:
             time.sleep(min(0.5, STALE_SECONDS / 10))
             if self.path.stat().st_mtime_ns != first:
@@ -109,10 +108,39 @@ class WriterLock:
                 log.debug("%s: no heartbeat: %s", self.path, error)
 
     def check(self) -> None:
-        """Nothing: the kernel lets no other process take the lock."""
+        """The kernel lets no other process lock this file, but the file may be gone: another one may be locked then.
+
+        A file that was deleted is made and locked again. Raises StorageError where the folder was moved, or is locked.
+        """
+        if self._is_in_place():
+            return
+        if os.fstat(self._file).st_nlink:
+            raise StorageError(
+                f"{self.path.parent}: was moved or replaced while this process wrote checkpoints there; move it back "
+                "and run the same command again"
+            )
+        _own_locks.pop(str(self.path), None)
+        before = self._file
+        try:
+            make_folder(self.path.parent)
+            self._file = self._lock()
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
+        except UserError as error:  # not bad input: it was locked here before
+            raise StorageError(str(error)) from None
+        os.close(before)
 
     def is_held(self) -> bool:
-        return not self._stop.is_set()
+        return not self._stop.is_set() and self._is_in_place()
+
+    def _is_in_place(self) -> bool:
+        """Whether the locked file is at its path. A file system that does not say is taken to keep it."""
+        try:
+            return os.path.samestat(os.fstat(self._file), self.path.lstat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
 
     def release(self) -> None:
         """Release the lock; an emptied file means that its holder ended normally."""
@@ -125,6 +153,15 @@ class WriterLock:
         except OSError as error:  # a full or vanished disk: the lock itself goes with the file handle
             log.debug("%s: not emptied: %s", self.path, error)
         os.close(self._file)
+
+
+def _read(file: int) -> dict[str, Any]:
+    """The holder that a lock file names; empty if none."""
+    try:
+        found = json.loads(os.pread(file, 4096, 0))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and {"host", "pid", "started"} <= found.keys() else {}
 
 
 def _locked_error(path: Path, holder: dict[str, Any]) -> UserError:

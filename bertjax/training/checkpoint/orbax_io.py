@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bertjax.models import param_paths
+from bertjax.storage.text import check_regular
 from bertjax.training.checkpoint.integrity import unwrap_prng_key
 
 # Orbax logs the traceback of each failure besides raising it; our errors are one line each.
@@ -56,6 +58,7 @@ def finish_save(writer: ocp.AsyncCheckpointer) -> None:
 
 
 def read_json(step: Path, item: str) -> Any:
+    check_regular(step / item / "metadata")
     return ocp.JsonCheckpointHandler().restore(epath.Path(step / item))
 
 
@@ -82,7 +85,8 @@ class _WaitingEventLoop(asyncio.SelectorEventLoop):
             self.set_exception_handler(lambda loop, context: None)
             while pending := asyncio.all_tasks(self):
                 self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        super().close()
+        with suppress(AttributeError):  # the collector closes a loop for which there was no file handle too
+            super().close()
 
 
 class _WaitingEventLoopPolicy(asyncio.DefaultEventLoopPolicy):

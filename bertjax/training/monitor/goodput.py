@@ -14,10 +14,12 @@ from typing import Any
 from bertjax.errors import StorageError
 from bertjax.progress.text import duration, percent
 from bertjax.storage.atomic import open_append
+from bertjax.storage.text import check_regular, read_bytes
 from bertjax.training.monitor.phases import COMPILE, EVALUATION, PHASES, PREPARE, SAVE, STARTUP, STEP, Phases
 
 FILE_NAME = "goodput.jsonl"
 MIN_WRITE_SECONDS = 1.0  # seconds between two lines, at least
+MAX_NUMBER = 2**53  # of what a line counts
 MAX_WRITE_SHARE = 0.01  # time between two lines as a share of the life so far
 Position = tuple[int, int]  # number of the stage, step in it
 
@@ -121,18 +123,24 @@ def read(folder: Path) -> GoodputSummary | None:
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
     try:
-        written = path.read_bytes().splitlines()
+        written = read_bytes(path).splitlines()
     except OSError:
         return
     for raw in written:
         try:
             line = json.loads(raw)
-            numbers = [line[name] for name in ("life", "started", "time", "stage", "step", "resumed")]
-            numbers += [line["seconds"][phase] for phase in PHASES if phase != PREPARE]  # earlier versions have none
-        except (ValueError, KeyError, TypeError, RecursionError):
+            counts = [line[name] for name in ("life", "stage", "step", "resumed")]
+            times = [line["started"], line["time"], *line["seconds"].values()]
+            times += [line["seconds"][phase] for phase in PHASES if phase != PREPARE]  # earlier versions have none
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
-        if all(isinstance(number, int | float) for number in numbers):
+        if all(isinstance(x, int) for x in counts) and all(map(_is_sound, [*counts, *times])):
             yield line
+
+
+def _is_sound(value: Any) -> bool:
+    """Whether a value is a number of the size of a count or a time; NaN is none."""
+    return isinstance(value, int | float) and abs(value) <= MAX_NUMBER
 
 
 class GoodputLog:
@@ -184,6 +192,7 @@ class GoodputLog:
             "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
         }  # fmt: skip
         try:
+            check_regular(self.path)
             with open_append(self.path) as out:
                 if out.tell() and (out.seek(-1, 2), out.read(1))[1] != b"\n":
                     out.write(b"\n")  # a killed process left an incomplete line

@@ -16,12 +16,14 @@ from typing import Any, TextIO
 from bertjax.errors import StorageError
 from bertjax.progress import reporter as progress
 from bertjax.progress.reporter import Reporter
-from bertjax.storage.atomic import open_append, open_no_follow, write_text_atomic
+from bertjax.storage.atomic import open_append, open_no_follow, write_bytes_atomic
 from bertjax.storage.nested import flatten
+from bertjax.storage.text import check_regular
 from bertjax.training.monitor import writers
 from bertjax.training.monitor.console import Console
 
 DAMAGED = "metrics-damaged.jsonl"  # beside metrics.jsonl: lines that a resumed run could not read
+MAX_SECONDS = 1e10  # three centuries
 STAGE_END_EVENTS = ("mixture", "stage_end")  # the events that end a stage
 
 
@@ -128,18 +130,18 @@ class Tracker:
                 return line["stage"] in stages_before
             return line["step"] < step or (line["kind"], line.get("event")) not in again
 
-        kept, damaged = list[dict[str, Any]](), list[bytes]()
+        kept, elapsed, damaged = list[bytes](), [0.0], list[bytes]()
         for raw, line in _parse_lines(self.path):
             if line is None and raw.endswith(b"\n"):  # one without an end is what a killed process has left
                 damaged.append(raw)
             elif line is not None and stays(line):
-                kept.append(line)
+                kept.append(raw.rstrip(b"\n") + b"\n")  # as written: it may hold what UTF-8 has no bytes for
+                elapsed.append(_seconds(line.get("elapsed")))
         with _storage_errors(self.path):
             if damaged:
                 self._set_aside(damaged)
-            write_text_atomic(self.path, "".join(map(_line, kept)), durable=True)
-        elapsed = [line["elapsed"] for line in kept if _is_number(line.get("elapsed"))]
-        self._began = time.monotonic() - max(elapsed, default=0.0)
+            write_bytes_atomic(self.path, b"".join(kept), durable=True)
+        self._began = time.monotonic() - max(elapsed)
 
     def _set_aside(self, damaged: Sequence[bytes]) -> None:
         """Move lines that cannot be read to a file of their own, and say so."""
@@ -198,14 +200,28 @@ def count_damaged_lines(path: Path) -> tuple[int, int]:
 
 def _parse_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """The lines of a metrics.jsonl, each as written and, unless it is damaged, as read."""
+    check_regular(path)
     with path.open("rb") as lines:
         for raw in lines:
             try:
                 line = json.loads(raw)
             except (ValueError, RecursionError):  # also for invalid UTF-8
                 line = None
-            sound = isinstance(line, dict) and isinstance(line.get("step"), int) and {"kind", "stage"} <= line.keys()
-            yield raw, line if sound else None
+            yield raw, line if _is_sound(line) else None
+
+
+def _is_sound(line: Any) -> bool:
+    """Whether a line is a JSON object with kind, stage and step."""
+    return (
+        isinstance(line, dict)
+        and type(line.get("step")) is int
+        and all(isinstance(line.get(key), str) for key in ("kind", "stage"))
+    )
+
+
+def _seconds(value: Any) -> float:
+    """A time of a line that any file may hold; 0 for what is none."""
+    return float(value) if _is_number(value) and 0 <= value < MAX_SECONDS else 0.0
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from bertjax.config.limits import MAX_COUNT
 from bertjax.config.schema.training import Rewind
 from bertjax.errors import DivergedError, StoppedSafely, StorageError
 from bertjax.parallel.multihost.primary import run_on_primary
 from bertjax.storage.atomic import write_json_atomic
+from bertjax.storage.text import read_bytes
 from bertjax.training.checkpoint.manager import CheckpointManager
 
 FILE_NAME = "rewinds.json"  # {stage: [[step, batches], ...]}
@@ -71,11 +73,15 @@ def _target(steps: Sequence[int], first: int, back: int) -> int | None:
 
 def _read(path: Path) -> dict[str, Rewinds]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {stage: [[int(step), int(batches)] for step, batches in some] for stage, some in found.items()}
+        found = json.loads(read_bytes(path))
+        rewinds = {stage: [[step, batches] for step, batches in some] for stage, some in found.items()}
+        numbers = [number for some in rewinds.values() for one in some for number in one]
+        if not all(type(number) is int and 0 <= number <= MAX_COUNT for number in numbers):
+            raise ValueError("a step or a number of batches is no count")
+        return rewinds
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path}: damaged ({error}); it says which batches this run leaves out") from None
 
 
