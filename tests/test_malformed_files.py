@@ -1,5 +1,6 @@
 """Files that would exhaust memory or the stack: long lines, archives that expand, deep JSON, hostile tokenizers."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -283,13 +284,15 @@ def test_a_special_token_that_the_vocabulary_lacks():
 # ---- a full disk ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
     """No file can be larger than 1,000 bytes, as on a disk that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_json(path: Path, size: int) -> None:
@@ -317,9 +320,10 @@ def write_parts(path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("write", [write_json, write_tensors, write_vectors, write_parts])
-def test_a_full_disk_is_4_and_names_the_file(small_files, write):
-    write(Path("f.small"), 100)
-    with pytest.raises((OSError, StorageError)) as raised:
-        write(Path("f.large"), 100_000)
+def test_a_full_disk_is_4_and_names_the_file(tmp_path, write):
+    with small_files(), contextlib.chdir(tmp_path):
+        write(Path("f.small"), 100)
+        with pytest.raises((OSError, StorageError)) as raised:
+            write(Path("f.large"), 100_000)
     known = known_error(raised.value)
     assert isinstance(known, StorageError) and "f.large" in str(known) and "\n" not in str(known)
