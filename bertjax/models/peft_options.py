@@ -17,7 +17,6 @@ class PeftOptions:
         lora_targets: names of the weights, as in `Trainable.lora_targets`.
         feature_layers: layers of a frozen encoder, without dropout, that heads read, as in `Trainable.feature_layers`;
             "": the last one, of an encoder that may train.
-        frozen_layers: layers at the bottom of an encoder that are frozen, with the embeddings, and have no dropout.
     """
 
     adapter_size: int = 0
@@ -28,7 +27,6 @@ class PeftOptions:
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ()
     feature_layers: str = ""
-    frozen_layers: int = 0
 
     def rank_of(self, *targets: str) -> tuple[str, ...]:
         """Those of these weights that have a low-rank update, in order."""

@@ -58,6 +58,7 @@ class TrainProgram:
     episodes: tuple[tuple[int, int], ...] = ()  # steps of each episode, for schedules that restart
     spike_rule: SpikeRule | None = None  # of a stage that skips spikes
     fixed_prefix: bool = False  # frozen layers at the bottom of an encoder have no dropout, so that they can be cached
+    frozen_layers: int = 0  # of these, while some groups train: see `split_segments`
     teacher: "TrainProgram | None" = None  # of a distilled stage: the model that gives soft targets, never trained
 
     @property
@@ -74,7 +75,10 @@ class TrainProgram:
         object.__setattr__(self, "tx", optimizers.make_transform(self.optimizer))
 
     def build_model(self, params: Mapping[str, jax.Array]) -> registry.Module:
-        return registry.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
+        model = registry.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
+        if self.frozen_layers:
+            model.frozen_layers = self.frozen_layers
+        return model
 
     def logical_axes(self) -> dict[str, tuple[str | None, ...]]:
         """{path: logical axes} of all parameters."""
@@ -199,7 +203,7 @@ class TrainProgram:
     def split_segments(self, groups: Collection[str]) -> "TrainProgram":
         """This program while `groups` train: segments are split so that frozen layers get no backward pass.
 
-        They are split at the lowest trained layer. With `fixed_prefix` the model knows how many layers are below it.
+        They are split at the lowest trained layer. With `fixed_prefix` `frozen_layers` counts those below it.
         """
         lowest: dict[str, int] = {}
         for name, layer in filter(None, map(parse_layer, groups)):
@@ -210,10 +214,9 @@ class TrainProgram:
         for at in lowest.values():
             segments = layer_stack.split_segments(segments, at)
         prefix = lowest.get("", 0) if self.fixed_prefix and "embeddings" not in groups else 0
-        if segments == self.compute.segments and prefix == self.peft.frozen_layers:
+        if segments == self.compute.segments and prefix == self.frozen_layers:
             return self
-        compute, peft = replace(self.compute, segments=segments), replace(self.peft, frozen_layers=prefix)
-        return replace(self, compute=compute, peft=peft)
+        return replace(self, compute=replace(self.compute, segments=segments), frozen_layers=prefix)
 
 
 def stage_program(

@@ -171,7 +171,7 @@ class Bert(nnx.Module):
             own_layers = [Layer(own, compute, rngs) for _ in range(own.num_hidden_layers)]
             self.heads.generator = Generator(own, own_layers, compute, rngs)
         self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
-        self.frozen_layers = peft.frozen_layers
+        self.frozen_layers = 0  # at the bottom, with the embeddings; without dropout
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
@@ -236,7 +236,7 @@ class Bert(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
         packed: bool = False,
     ) -> jax.Array:  # fmt: skip
-        """int [B, S] x 4 -> the output [B, S, D] of the lowest `PeftOptions.frozen_layers` layers, without dropout."""
+        """int [B, S] x 4 -> the output [B, S, D] of the lowest `frozen_layers` layers, without dropout."""
         x = self.embeddings(input_ids, token_type_ids, positions, None)
         layers, count = list(self.layers), self.frozen_layers
         x = apply_layers(layers, x, segment_ids, packed, None, self.config, self.compute, stop=count)

@@ -1,11 +1,12 @@
 """The jitted functions of a stage's episodes; those of the next episode are compiled while this one trains."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from bertjax.data.pipeline.task_rows import Fields
 from bertjax.training.freezing import Episode
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params, TrainState
@@ -22,12 +23,17 @@ class _Functions(NamedTuple):
 class EpisodeSteps:
     """Give each episode its state and its train step.
 
+    cached: {episode: fields of cached hidden states that its batches have}, beside those of all episodes.
     ahead: compile those of the next episode in a thread. A compilation that fails there is done again where its result
     is needed, and fails there. The interpreter waits for the thread before it ends.
     """
 
-    def __init__(self, program: TrainProgram, episodes: Sequence[Episode], teacher: Params | None, *, ahead: bool):
+    def __init__(
+        self, program: TrainProgram, episodes: Sequence[Episode], teacher: Params | None, *, ahead: bool,
+        cached: Mapping[int, Fields] | None = None,
+    ):  # fmt: skip
         self.program, self.episodes, self.teacher, self.ahead = program, episodes, teacher, ahead
+        self.cached = cached or {}
         self._next: tuple[int, _Functions, threading.Thread] | None = None
 
     def enter(self, number: int, state: TrainState) -> tuple[TrainState, Callable]:
@@ -53,8 +59,9 @@ class EpisodeSteps:
         return state, train_step
 
     def _compile(self, number: int, state: TrainState, batch: Batch) -> None:
-        """Begin to compile the functions of an episode, for the states of the one before it and batches like these."""
+        """Begin to compile the functions of an episode, for states and batches like those of the one before it."""
         functions = self._functions(number, state)
+        batch = self._batch_like(number, batch)
 
         def compile_() -> None:
             try:
@@ -72,6 +79,15 @@ class EpisodeSteps:
         groups = self.episodes[number].groups
         unfreeze = None if set(state.opt_state) == set(groups) else self.program.jit_unfreeze(state, groups)
         return _Functions(unfreeze, jit_train_step(self.program, self._like(number, state), self.teacher))
+
+    def _batch_like(self, number: int, before: Batch) -> Batch:
+        """The shapes of an episode's batches, from those of the episode before it."""
+        sharding, rows = self.program.batch_sharding(), len(next(iter(before.values())))
+        plain = {name: x for name, x in before.items() if name not in self.cached.get(number - 1, {})}
+        own = self.cached.get(number, {})
+        return plain | {
+            name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding) for name, (shape, dtype) in own.items()
+        }
 
     def _like(self, number: int, state: TrainState) -> TrainState:
         return self.program.abstract_state(self.episodes[number].groups, _abstract(state.key))
