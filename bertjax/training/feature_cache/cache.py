@@ -7,7 +7,6 @@ each episode, the output of the frozen layers below the trained ones: of program
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,8 @@ from bertjax.parallel.batches import place
 from bertjax.progress import reporter
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params
+
+EncodeFn = Callable[[Params, dict[str, jax.Array]], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -59,28 +60,24 @@ def feature_field(program: TrainProgram, fields: Fields) -> tuple[tuple[int, ...
     return found.shape[1:], np.dtype(found.dtype)
 
 
-def cache_bytes(program: TrainProgram, batches: Batches) -> int:
-    """The size of the features of all rows."""
-    shape, dtype = feature_field(program, batches.fields)
-    return batches.rows_per_epoch * prod(shape) * dtype.itemsize
-
-
 def encode_rows(
     program: TrainProgram,
     batches: Batches,
     rows: slice | np.ndarray,
     params: Params,
     heartbeat: Callable[[], None] = lambda: None,
+    encode: EncodeFn | None = None,
 ) -> FeatureCache:
     """Encode every stored row once, without dropout, in batches over the mesh.
 
-    rows: those of each batch that this process reads. params: all of the model. Each process keeps the features of all
-    rows: in which order it reads them changes with the epoch.
+    rows: those of each batch that this process reads. params: all of the model. encode: `jit_encode` of the program, if
+    there is one already. Each process keeps the features of all rows: in which order it reads them changes with the
+    epoch.
     """
     began = time.perf_counter()
     shape, dtype = feature_field(program, batches.fields)
     kept = np.empty((batches.rows_per_epoch, *shape), dtype)
-    encode, size = jit_encode(program), batches.batch_size
+    encode, size = encode or jit_encode(program), batches.batch_size
     with batches.epoch_batches(rows) as source:
         for k, batch in enumerate(reporter.track(source, source.total, "batches")):
             found = encode(params, place(batch, program.batch_sharding(), size))
@@ -91,7 +88,7 @@ def encode_rows(
     return FeatureCache(kept, time.perf_counter() - began, field_name(program))
 
 
-def jit_encode(program: TrainProgram) -> Callable[[Params, dict[str, jax.Array]], jax.Array]:
+def jit_encode(program: TrainProgram) -> MeshJit:
     """Jit the features of a batch, in as many micro-batches as the step has; several processes all get all of them."""
     everywhere = NamedSharding(program.mesh, P())
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from bertjax.config.schema.run import Stage
@@ -10,7 +11,7 @@ from bertjax.data.pipeline.loader import Batches
 from bertjax.data.pipeline.task_rows import Fields
 from bertjax.parallel.multihost import primary
 from bertjax.progress.text import size
-from bertjax.training.feature_cache.cache import cache_bytes, feature_field, field_name
+from bertjax.training.feature_cache.cache import feature_field, field_name
 from bertjax.training.freezing import Episode
 from bertjax.training.program import TrainProgram
 
@@ -50,8 +51,9 @@ def plan_caches(
         reasons[obstacle] = list(programs)
     else:
         any_one = next(iter(programs.values()))  # the outputs of all layers have one shape
-        fields = {field_name(any_one): feature_field(any_one, batches.fields)}
-        needed, limit = cache_bytes(any_one, batches), _smallest_limit(stage)
+        shape, dtype = feature_field(any_one, batches.fields)
+        fields = {field_name(any_one): (shape, dtype)}
+        needed, limit = batches.rows_per_epoch * prod(shape) * dtype.itemsize, _smallest_limit(stage)
         for n in programs:
             reads = (episodes[n].stop - max(start, episodes[n].start)) * stage.batch_size
             if reads <= batches.rows_per_epoch:

@@ -131,8 +131,9 @@ class StageRunner:
         ):
             program, params = self.cached[number], {**state.params, **state.frozen}
             beat = self.stop.check if self.has_stepped else self.phases.heartbeat
+            encode = self.episode_steps.encoder(number, state)
             try:
-                found = feature_cache.encode_rows(program, self.plan.batches, self.plan.rows, params, beat)
+                found = feature_cache.encode_rows(program, self.plan.batches, self.plan.rows, params, beat, encode)
             except StopRequested:
                 if self.has_stepped:
                     self.save(state, step, {}, meter, pending_eval=bool(self.evaluations.due(step)))
