@@ -85,8 +85,8 @@ class StageRunner:
             begin = start if self.stop_rule.step is None else self.program.steps
             caches = plan_caches(self.stage, self.program, batches, episodes, begin)
             self.cached = caches.programs
-            for line in caches.notes:
-                self.tracker.note(f"{self.name}: {line}")
+            for note in caches.notes:
+                self.tracker.note(f"{self.name}: {note}")
             rewinds = read_rewinds(self.ctx.config.run_dir, self.name)
             self.batch_position = batch_position(rewinds)
             if line := left_out(rewinds, start):

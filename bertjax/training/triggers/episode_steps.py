@@ -75,7 +75,7 @@ class EpisodeSteps:
     def _compile(self, number: int, state: TrainState, batch: Batch) -> None:
         """Begin to compile the functions of an episode, for states and batches like those of the one before it."""
         functions = self._functions(number, state)
-        plain, batch = self._batch_likes(number, batch)
+        plain, own = self._batch_likes(number, batch)
 
         def compile_() -> None:
             try:
@@ -83,7 +83,7 @@ class EpisodeSteps:
                     functions.unfreeze.lower(state).compile()
                 if functions.encode is not None:
                     functions.encode.lower({**state.params, **state.frozen}, plain).compile()
-                functions.step.lower(self._like(number, state), batch).compile()
+                functions.step.lower(self._like(number, state), own).compile()
             except Exception:  # the call compiles again, and fails where it is seen
                 return
 
@@ -97,7 +97,7 @@ class EpisodeSteps:
         encode = jit_encode(self.program.split_segments(groups)) if number in self.cached else None
         return _Functions(unfreeze, jit_train_step(self.program, self._like(number, state), self.teacher), encode)
 
-    def _batch_likes(self, number: int, before: Batch) -> tuple[Batch, Batch]:
+    def _batch_likes(self, number: int, before: Batch) -> tuple[Batch, Mapping[str, Any]]:
         """The shapes of batches without cached fields and of an episode's, from those of the episode before it."""
         sharding, rows = self.program.batch_sharding(), len(next(iter(before.values())))
         plain = {name: x for name, x in before.items() if name not in self.cached.get(number - 1, {})}
