@@ -47,8 +47,10 @@ def apply_layers(
     *given: sequence_parallel.LogicalArray,
     heads: int,
     order: Sequence[int] | None = None,
+    first: int = 0,
+    stop: int | None = None,
 ) -> jax.Array:
-    """Apply `call(layer, x, key, *arrays)` to x [B, S, D] through all layers.
+    """Apply `call(layer, x, key, *arrays)` to x [B, S, D] through all layers, or those from `first` to below `stop`.
 
     Layer i gets `fold_in(key, i)` with any segments. `given`: other arrays that a layer reads, with their logical axes;
     `heads`: the number of attention heads; `order`: from the bottom up, the index in `layers` of the parameters that
@@ -56,7 +58,7 @@ def apply_layers(
     does not need full rows.
     """
     order = tuple(range(len(layers))) if order is None else tuple(order)
-    inside = partial(_scan_segments, call=call, compute=compute, order=order)
+    inside = partial(_scan_segments, call=call, compute=compute, order=order, first=first, stop=stop)
     full_rows = key is not None and compute.dropout_rng != "hash"
     axes = () if full_rows else sequence_parallel.stack_shard_axes(x.shape[1], layers, heads)
     if not axes:
@@ -72,10 +74,14 @@ def _scan_segments(
     call: LayerFn,
     compute: ComputeOptions,
     order: tuple[int, ...],
+    first: int,
+    stop: int | None,
 ) -> jax.Array:
     lengths = compute.segments or (1,) * len(order)
     if sum(lengths) != len(order):
         raise ValueError(f"segments {lengths} do not add up to {len(order)} layers")
+    stop = len(order) if stop is None else stop
+    lengths = split_segments(split_segments(lengths, first), stop)
 
     def one(x: jax.Array, layer: nnx.Module, index: jax.Array | int) -> jax.Array:
         return call(layer, x, None if key is None else jax.random.fold_in(key, index), *arrays)
@@ -87,6 +93,9 @@ def _scan_segments(
     step = jax.jit(_remat(one, compute.remat), inline=True)  # equal layers are traced once
     start = 0
     for numbers in _scans(lengths, order):
+        if not first <= start < stop:
+            start += len(numbers)
+            continue
         indices = jnp.arange(start, start + len(numbers))
         if len(numbers) == 1:
             x = step(x, layers[numbers[0]], start)

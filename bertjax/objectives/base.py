@@ -12,6 +12,7 @@ from bertjax.models.registry import Module
 
 Batch = Mapping[str, jax.Array]
 FEATURES = "features"  # field of a batch with kept hidden states, see `encoder.features`
+FROZEN_STATES = "frozen_states"  # the same of the frozen layers of an encoder whose upper layers train
 ALL_POSITIONS = "all"
 Outputs = Mapping[str, jax.Array]  # of a model for a batch, with leading axis B: "hidden" [B, S, D] and logits
 

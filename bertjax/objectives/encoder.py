@@ -5,13 +5,16 @@ import jax.numpy as jnp
 
 from bertjax.models.bert.heads import gather_positions
 from bertjax.models.bert.model import Bert
-from bertjax.objectives.base import ALL_POSITIONS, FEATURES, Batch
+from bertjax.objectives.base import ALL_POSITIONS, FEATURES, FROZEN_STATES, Batch
 
 
 def encode(model: Bert, batch: Batch, key: jax.Array | None) -> jax.Array:
     """The hidden states that the heads read, [B, S, D], or at kept positions (`features`)."""
     if FEATURES in batch:
         return model.mix_layers(batch[FEATURES])
+    if FROZEN_STATES in batch:
+        states = batch[FROZEN_STATES]
+        return model.encode_above(states, batch["segment_ids"], packed=_is_packed(batch), key=key)
     return model.encode(*_inputs(batch), packed=_is_packed(batch), key=key)
 
 
@@ -28,6 +31,11 @@ def features(model: Bert, batch: Batch, kept: str) -> jax.Array:
     """
     found = model.features(*_inputs(batch), packed=_is_packed(batch))
     return found if kept == ALL_POSITIONS else gather_positions(found, batch[kept])
+
+
+def frozen_states(model: Bert, batch: Batch) -> jax.Array:
+    """Outputs of the frozen layers below those that train, to keep for later steps, [B, S, D]."""
+    return model.frozen_states(*_inputs(batch), packed=_is_packed(batch))
 
 
 def _inputs(batch: Batch) -> list[jax.Array]:

@@ -98,11 +98,16 @@ def _stage_info(opened: StageProgram) -> dict[str, Any]:
 
 
 def _feature_notes(opened: StageProgram) -> list[str]:
-    """That the compiled step encodes its rows, where a run keeps their features, and what a row takes."""
-    if not wants_cache(opened.stage) or opened.program.objective.kept_positions is None:
+    """That the compiled step encodes its rows, where a run keeps their hidden states, and what a row takes."""
+    program = opened.program.split_segments(opened.groups)
+    frozen = program.frozen_layers
+    asked = wants_cache(opened.stage) and (frozen or program.peft.feature_layers)
+    if not asked or program.objective.kept_positions is None:
         return []
-    shape, dtype = feature_field(opened.program, opened.fields)
+    shape, dtype = feature_field(program, opened.fields)
     kept = f"{size(math.prod(shape) * dtype.itemsize)} a row in each host's memory"
+    if frozen:
+        return [f"this step computes its frozen layers; one that reads their cached outputs ({kept}) is faster"]
     return [f"this step encodes its rows; one that reads cached features ({kept}) is faster and smaller"]
 
 

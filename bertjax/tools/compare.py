@@ -140,7 +140,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     """Scores and costs of a finished run of one stage; memory in bytes per device, of the most expensive episode.
 
     Shares are relative to the model without what was added, as in arXiv 1902.00751. `cache_seconds`: the time that
-    features took before training, where the run kept them; its steps read these.
+    features, or outputs of frozen layers, took in all episodes, where the run kept them; its steps read these.
     """
     (stage,) = config.stages
     (files,) = run_stages(config, base)
@@ -155,8 +155,9 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
     record = next(s for s in read_run(config.run_dir).stages if s.name == stage.name)
     scores = {f"{e.name}/{key}": value for e in record.evaluations for key, value in e.scores.items()}
     cached = [line for line in read_lines(config.run_dir / "metrics.jsonl") if line.get("event") == "features"]
+    took = {line.get("episode"): line["seconds"] for line in cached}  # a run that was resumed has done some again
     fields = opened.batches.fields
-    if cached:
+    if cached and stage.trainable.kind == "features":
         fields = fields | {FEATURES: feature_field(program, fields)}
     return {
         "parameters": sum(sizes.values()),
@@ -170,7 +171,7 @@ def measure_run(config: Config, base: Path) -> dict[str, Any]:
         "scores": {name: value for name, value in scores.items() if is_finite(value)},
         "step_seconds": _step_seconds(record),
         "step_bytes": step_memory_bytes(program, like, fields, stage.batch_size),
-        **({"cache_seconds": cached[-1]["seconds"]} if cached else {}),
+        **({"cache_seconds": sum(took.values())} if took else {}),
         "optimizer_bytes": slots,
     }
 

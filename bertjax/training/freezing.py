@@ -189,7 +189,7 @@ def _boundaries(lengths: Sequence[float], steps: int) -> list[int]:
 
 _OPTIONS = {
     "features": ("feature_layers", "cache_features", "cache_gib", "adapter_only_checkpoints"),
-    "gradual": ("episodes", "episode_lengths", "unfreeze_ratio", "embeddings"),
+    "gradual": ("episodes", "episode_lengths", "unfreeze_ratio", "embeddings", "cache_frozen", "cache_gib"),
     "adapters": ("adapter_size", "adapter_placement", "adapter_norms", "adapter_init", "adapter_only_checkpoints"),
     "lora": (
         "lora_rank", "lora_alpha", "lora_rslora", "lora_dropout", "lora_targets", "adapter_only_checkpoints",

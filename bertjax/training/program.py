@@ -57,6 +57,8 @@ class TrainProgram:
     multi_label: bool | None = None  # whether a text may have several of its labels; default: as the objective says
     episodes: tuple[tuple[int, int], ...] = ()  # steps of each episode, for schedules that restart
     spike_rule: SpikeRule | None = None  # of a stage that skips spikes
+    fixed_prefix: bool = False  # frozen layers at the bottom of an encoder have no dropout, so that they can be cached
+    frozen_layers: int = 0  # of these, while some groups train: see `split_segments`
     teacher: "TrainProgram | None" = None  # of a distilled stage: the model that gives soft targets, never trained
 
     @property
@@ -73,7 +75,10 @@ class TrainProgram:
         object.__setattr__(self, "tx", optimizers.make_transform(self.optimizer))
 
     def build_model(self, params: Mapping[str, jax.Array]) -> registry.Module:
-        return registry.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
+        model = registry.merge(*self._structure, params)  # type: ignore[attr-defined,call-arg]
+        if self.frozen_layers:
+            model.frozen_layers = self.frozen_layers
+        return model
 
     def logical_axes(self) -> dict[str, tuple[str | None, ...]]:
         """{path: logical axes} of all parameters."""
@@ -195,18 +200,23 @@ class TrainProgram:
         shape = jax.eval_shape(self._make_state(groups), self.abstract_params(), key)
         return training_state.abstract(shape, training_state.shardings(shape, self.param_shardings(), self.mesh))
 
-    def split_segments(self, state: TrainState) -> "TrainProgram":
-        """This program with segments split at the lowest trained layer, so that frozen layers get no backward pass."""
+    def split_segments(self, groups: Collection[str]) -> "TrainProgram":
+        """This program while `groups` train: segments are split so that frozen layers get no backward pass.
+
+        They are split at the lowest trained layer. With `fixed_prefix` `frozen_layers` counts those below it.
+        """
         lowest: dict[str, int] = {}
-        for name, layer in filter(None, map(parse_layer, state.opt_state)):
+        for name, layer in filter(None, map(parse_layer, groups)):
             lowest[name] = min(layer, lowest.get(name, layer))
         segments, order = self.compute.segments, families.record_of(self.model).layer_order
+        if order is not None:  # the first layer with these parameters
+            lowest = {name: order(self.model).index(layer) for name, layer in lowest.items()}
         for at in lowest.values():
-            at = at if order is None else order(self.model).index(at)  # the first layer with these parameters
             segments = layer_stack.split_segments(segments, at)
-        if segments == self.compute.segments:
+        prefix = lowest.get("", 0) if self.fixed_prefix and "embeddings" not in groups else 0
+        if segments == self.compute.segments and prefix == self.frozen_layers:
             return self
-        return replace(self, compute=replace(self.compute, segments=segments))
+        return replace(self, compute=replace(self.compute, segments=segments), frozen_layers=prefix)
 
 
 def stage_program(
@@ -230,6 +240,7 @@ def stage_program(
         steps=steps,
         tasks=tasks,
         peft=peft_options(stage.trainable),
+        fixed_prefix=stage.trainable.kind == "gradual" and stage.trainable.cache_frozen,
         grad_accum=stage.grad_accum,
         spike_rule=_spike_rule(stage, steps),
         compute=compute_options(config, mesh),

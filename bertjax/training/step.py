@@ -28,7 +28,7 @@ def jit_train_step(program: TrainProgram, like: TrainState, teacher: Params | No
     be lowered.
     """
     shardings = training_state.shardings(like, program.param_shardings(), program.mesh)
-    split = program.split_segments(like)
+    split = program.split_segments(like.opt_state)
     last: tuple[Any, ...] = ()
     where: tuple[Any, ...] = ()
     if program.teacher is not None:

@@ -132,7 +132,7 @@ def compiled_once(name: str) -> Callable[..., Any]:
         state = args[0] if args and isinstance(args[0], TrainState) else None
         about = (name, self.model, self.heads, self.optimizer, self.steps, self.grad_accum, self.tasks)
         about += (self.objective.weights, self.spike_rule)
-        about += (self.peft,)
+        about += (self.peft, self.fixed_prefix)
         about += (self.objective.num_labels, self.objective.multi_label, self.episodes)
         key = repr((about, sorted(state.opt_state) if state else [jax.random.key_data(key) for key in args]))
         if key not in kept:

@@ -193,7 +193,7 @@ def test_a_scan_never_mixes_frozen_and_trained_layers(embeddings, frozen):
     program = make_t5(segments=(4,), num_layers=4, dropout=0.0)
     plan = gradual(freezing.param_groups(program.abstract_params()), 8, episodes=2, embeddings=embeddings)
     like = program.abstract_state(plan[0].groups, jax.random.key(0))
-    assert program.split_segments(like).compute.segments == (2, 2)
+    assert program.split_segments(like.opt_state).compute.segments == (2, 2)
     table = embeddings == "always"
     assert products(program, plan[0].groups) == FORWARD + table + 2 * (DECODER + ENCODER) + sum(frozen)
 

@@ -28,7 +28,8 @@ TypeVocabSize = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 # transformers has the family) its ConfigJson record (config/huggingface/fields.py), `tokenizer` the kind that it reads,
 # `heads` those that it can have, `stacks` the prefixes of its `layers/N` parameters from the bottom up ("" for the only
 # stack), `has_adapters` whether `trainable: adapters` and `lora` are possible, `has_features` (default: False) whether
-# `features` are, `max_length` the longest sequence in tokens or None.
+# `features` are, `has_frozen_prefix` (the same) whether `gradual` can keep the outputs of frozen layers, `max_length`
+# the longest sequence in tokens or None.
 # `model_types` are those that transformers has for the family (default: its name). Encoders: `classifier_dense` is the
 # activation of a dense layer that only the classifier reads (None: it reads the pooler).
 # Those of BERT's layers: `causal`, whether a token sees only itself and those before it; `embedding_norm`, whether a
@@ -47,6 +48,7 @@ class BertConfig(Section):
     stacks: ClassVar[tuple[str, ...]] = ("",)
     has_adapters: ClassVar[bool] = True
     has_features: ClassVar[bool] = True
+    has_frozen_prefix: ClassVar[bool] = True
     classifier_dense: ClassVar[Literal["relu", "tanh", "gelu"] | None] = None
     causal: ClassVar[bool] = False
     embedding_norm: ClassVar[bool] = True
@@ -252,6 +254,7 @@ class GptConfig(BertConfig):
     heads: ClassVar[tuple[str, ...]] = ("lm", "qa", "classifier", "token_classifier")
     causal: ClassVar[bool] = True
     embedding_norm: ClassVar[bool] = False
+    has_frozen_prefix: ClassVar[bool] = False
 
     family: Literal["gpt"] = "gpt"  # type: ignore[assignment]
     type_vocab_size: TypeVocabSize = Field(0, description="Segment embeddings; a GPT has none.")

@@ -434,6 +434,8 @@ class Config(Section):
         kind, family = trainable.kind, self.model.family
         if kind == "gradual" and not self.model.num_hidden_layers:
             return f": gradual: a {family} model has no layers"
+        if kind == "gradual" and trainable.cache_frozen and not getattr(self.model, "has_frozen_prefix", False):
+            return f".cache_frozen: not for a {family} model, only for encoders of BERT's kind; leave it out"
         if kind == "features" and not getattr(self.model, "has_features", False):
             return f": features: not for a {family} model, only for encoders; use trainable: head"
         if kind == "features" and trainable.feature_layers == "sum_last_four" and self.model.num_hidden_layers < 4:

@@ -271,8 +271,14 @@ class Trainable(Section):
     cache_gib: PositiveFloat | None = Field(
         None,
         exclude_if=lambda limit: limit is None,
-        description="Largest cache of features in GiB, in each process; a stage without one has the same losses. "
-        "Default: half of the free memory.",
+        description="Largest cache of features or frozen layers in GiB, in each process; a stage without one has the "
+        "same losses. Default: half of the free memory.",
+    )
+    cache_frozen: bool = Field(
+        False,
+        exclude_if=not_,
+        description="With `gradual` of an encoder: frozen embeddings and layers have no dropout, and in each episode "
+        "the output of the lowest layers is computed once for each training row and kept in the host's memory.",
     )
     episodes: Positive | None = Field(None, description="Episodes of `gradual`. Default: one per layer.")
     episode_lengths: list[PositiveFloat] | None = Field(
@@ -345,6 +351,8 @@ class Trainable(Section):
             raise ValueError("episode_lengths and unfreeze_ratio both say how long episodes are; give one of them")
         if self.kind == "gradual" and self.unfreeze_ratio is not None and self.episodes == 1:
             raise ValueError("unfreeze_ratio needs episodes of 2 or more (got 1): with one everything trains at once")
+        if self.kind == "gradual" and self.cache_frozen and self.embeddings == "always":
+            raise ValueError("cache_frozen needs frozen embeddings: embeddings=last or never (got always)")
         if self.episode_lengths is None or self.episodes is None:
             return self
         if self.episodes != len(self.episode_lengths):

@@ -106,4 +106,6 @@ def row_flops(
     trained, order = {int(group.split("/")[1]) for group in groups if group.startswith("layers/")}, model.layer_order
     layers = len(order) - order.index(min(trained)) if trained else 0
     flops = train_flops(model, tokens, predictions, trainable_layers=layers) + pretraining
+    if "frozen_states" in widths:  # a cache has the outputs of the layers below
+        return flops - encoder_flops(model, tokens, layers=len(order) - layers)
     return flops + (3 if "embeddings" in groups else 1) * projection_flops(model, tokens)

@@ -140,13 +140,14 @@ class LayerGroup(nnx.Module):
 
 def apply_layers(
     layers: Sequence[nnx.Module], x: jax.Array, segment_ids: jax.Array, packed: bool, key: jax.Array | None,
-    config: BertConfig, compute: ComputeOptions,
+    config: BertConfig, compute: ComputeOptions, first: int = 0, stop: int | None = None,
 ) -> jax.Array:  # fmt: skip
-    """x [B, S, D] through the layers of a stack that `config` describes."""
+    """x [B, S, D] through the layers of a stack that `config` describes, or those from `first` to below `stop`."""
     call = lambda layer, x, key, ids: layer(x, ids, ids if packed else None, key)  # noqa: E731
     return layer_stack.apply_layers(
-        layers, x, call, key, compute, (segment_ids, ()), heads=config.num_attention_heads, order=config.layer_order
-    )
+        layers, x, call, key, compute, (segment_ids, ()), heads=config.num_attention_heads, order=config.layer_order,
+        first=first, stop=stop,
+    )  # fmt: skip
 
 
 class Bert(nnx.Module):
@@ -170,6 +171,7 @@ class Bert(nnx.Module):
             own_layers = [Layer(own, compute, rngs) for _ in range(own.num_hidden_layers)]
             self.heads.generator = Generator(own, own_layers, compute, rngs)
         self.config, self.compute, self.feature_layers = config, compute, peft.feature_layers
+        self.frozen_layers = 0  # at the bottom, with the embeddings; without dropout
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, token_type_ids: jax.Array | None = None
@@ -223,9 +225,30 @@ class Bert(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array,
         packed: bool, key: jax.Array | None,
     ) -> jax.Array:  # fmt: skip
+        if self.frozen_layers:
+            x = self.frozen_states(input_ids, token_type_ids, segment_ids, positions, packed=packed)
+            return self.encode_above(x, segment_ids, packed=packed, key=key)
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.embeddings(input_ids, token_type_ids, positions, embed_key)
         return apply_layers(list(self.layers), x, segment_ids, packed, stack_key, self.config, self.compute)
+
+    def frozen_states(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, *,
+        packed: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        """int [B, S] x 4 -> the output [B, S, D] of the lowest `frozen_layers` layers, without dropout."""
+        x = self.embeddings(input_ids, token_type_ids, positions, None)
+        layers, count = list(self.layers), self.frozen_layers
+        x = apply_layers(layers, x, segment_ids, packed, None, self.config, self.compute, stop=count)
+        return jax.lax.optimization_barrier(x)  # it is rounded in a step as it is where it is kept
+
+    def encode_above(
+        self, states: jax.Array, segment_ids: jax.Array, *, packed: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """`frozen_states` [B, S, D], int [B, S] -> what `encode` returns; a layer has the dropout that it has there."""
+        key = None if key is None else jax.random.split(key)[1]
+        layers, count = list(self.layers), self.frozen_layers
+        return apply_layers(layers, states, segment_ids, packed, key, self.config, self.compute, first=count)
 
     def features(
         self,

@@ -1,1 +1,1 @@
-"""Features of a frozen encoder: each training row is encoded once and its hidden states are kept in host memory."""
+"""Hidden states of a frozen encoder or its frozen layers: each training row is encoded once, kept in host memory."""

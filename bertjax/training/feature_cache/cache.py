@@ -1,9 +1,12 @@
-"""Encode the training rows of a stage with `trainable: features` once, and keep what its objective reads of them."""
+"""Encode the training rows of a stage once, and keep what its steps read of them.
+
+With `trainable: features` that is what the objective reads of the frozen encoder; with `gradual` and `cache_frozen`, in
+each episode, the output of the frozen layers below the trained ones: of programs whose `frozen_layers` is not 0.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +17,39 @@ from jax.sharding import PartitionSpec as P
 from bertjax.data.pipeline.loader import Batch, Batches
 from bertjax.data.pipeline.task_rows import Fields
 from bertjax.objectives import encoder
-from bertjax.objectives.base import FEATURES
+from bertjax.objectives.base import FEATURES, FROZEN_STATES
 from bertjax.parallel.batches import place
 from bertjax.progress import reporter
 from bertjax.training.program import MeshJit, TrainProgram
 from bertjax.training.state import Params
 
+EncodeFn = Callable[[Params, dict[str, jax.Array]], jax.Array]
+
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """`features` [R, ...] of all R stored rows of a stage, in the compute dtype; `seconds` that they took."""
+    """`features` [R, ...] of all R stored rows of a stage, in the compute dtype; `seconds` that they took.
+
+    field: that they are in a batch.
+    """
 
     features: np.ndarray
     seconds: float
+    field: str = FEATURES
 
     @property
     def fields(self) -> Fields:
         """The field that the cache adds to a batch, as `Batches.fields`."""
-        return {FEATURES: (self.features.shape[1:], self.features.dtype)}
+        return {self.field: (self.features.shape[1:], self.features.dtype)}
 
     def rows(self, numbers: np.ndarray) -> Batch:
         """Features of stored rows by number: fields [n, ...] for `Batches.batch`."""
-        return {FEATURES: self.features[numbers]}
+        return {self.field: self.features[numbers]}
+
+
+def field_name(program: TrainProgram) -> str:
+    """The name of the field that a cache of this program adds to a batch."""
+    return FROZEN_STATES if program.frozen_layers else FEATURES
 
 
 def feature_field(program: TrainProgram, fields: Fields) -> tuple[tuple[int, ...], np.dtype]:
@@ -46,28 +60,24 @@ def feature_field(program: TrainProgram, fields: Fields) -> tuple[tuple[int, ...
     return found.shape[1:], np.dtype(found.dtype)
 
 
-def cache_bytes(program: TrainProgram, batches: Batches) -> int:
-    """The size of the features of all rows."""
-    shape, dtype = feature_field(program, batches.fields)
-    return batches.rows_per_epoch * prod(shape) * dtype.itemsize
-
-
 def encode_rows(
     program: TrainProgram,
     batches: Batches,
     rows: slice | np.ndarray,
     params: Params,
     heartbeat: Callable[[], None] = lambda: None,
+    encode: EncodeFn | None = None,
 ) -> FeatureCache:
     """Encode every stored row once, without dropout, in batches over the mesh.
 
-    rows: those of each batch that this process reads. params: all of the model. Each process keeps the features of all
-    rows: in which order it reads them changes with the epoch.
+    rows: those of each batch that this process reads. params: all of the model. encode: `jit_encode` of the program, if
+    there is one already. Each process keeps the features of all rows: in which order it reads them changes with the
+    epoch.
     """
     began = time.perf_counter()
     shape, dtype = feature_field(program, batches.fields)
     kept = np.empty((batches.rows_per_epoch, *shape), dtype)
-    encode, size = jit_encode(program), batches.batch_size
+    encode, size = encode or jit_encode(program), batches.batch_size
     with batches.epoch_batches(rows) as source:
         for k, batch in enumerate(reporter.track(source, source.total, "batches")):
             found = encode(params, place(batch, program.batch_sharding(), size))
@@ -75,10 +85,10 @@ def encode_rows(
             part = kept[k * size : (k + 1) * size]
             part[:] = np.asarray(local)[: len(part)]
             heartbeat()
-    return FeatureCache(kept, time.perf_counter() - began)
+    return FeatureCache(kept, time.perf_counter() - began, field_name(program))
 
 
-def jit_encode(program: TrainProgram) -> Callable[[Params, dict[str, jax.Array]], jax.Array]:
+def jit_encode(program: TrainProgram) -> MeshJit:
     """Jit the features of a batch, in as many micro-batches as the step has; several processes all get all of them."""
     everywhere = NamedSharding(program.mesh, P())
 
@@ -102,4 +112,5 @@ def _features(program: TrainProgram, params: Params, batch: dict[str, jax.Array]
     kept = program.objective.kept_positions
     if kept is None:
         raise ValueError("the objective reads outputs of the encoder that cannot be kept")
-    return encoder.features(program.build_model(params), batch, kept)
+    model = program.build_model(params)
+    return encoder.frozen_states(model, batch) if program.frozen_layers else encoder.features(model, batch, kept)

@@ -120,7 +120,10 @@ def event_text(event: str, fields: Mapping[str, Any]) -> str:
             return f"training {number(fields.get('trainable_parameters'))} parameters{where}"
         case "features" if {"rows", "bytes", "seconds"} <= fields.keys():
             kept = f"{number(fields['rows'])} rows ({size(fields['bytes'])})"
-            return f"features of {kept} cached in {seconds(fields['seconds'])}; steps train the head alone"
+            took = f"cached in {seconds(fields['seconds'])}"
+            if layers := fields.get("layers"):
+                return f"frozen layers' outputs of {kept} {took}; steps leave out {layers} layer{'s' * (layers > 1)}"
+            return f"features of {kept} {took}; steps train the head alone"
         case "checkpoint" if "seconds" in fields:
             written = f"{size(fields['bytes'])} " if fields.get("bytes") else ""
             return f"checkpoint saved ({written}in {seconds(fields['seconds'])})"

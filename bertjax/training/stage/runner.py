@@ -17,7 +17,7 @@ from bertjax.training.checkpoint.layout import PENDING_EVAL, num_bytes
 from bertjax.training.checkpoint.manager import CheckpointManager
 from bertjax.training.checkpoint.teacher import LoadedTeacher, load_teacher
 from bertjax.training.feature_cache import cache as feature_cache
-from bertjax.training.feature_cache.memory import find_obstacle, wants_cache
+from bertjax.training.feature_cache.memory import plan_caches
 from bertjax.training.monitor.callbacks import Callbacks
 from bertjax.training.monitor.meter import Meter
 from bertjax.training.monitor.phases import COMPILE, EVALUATION, SAVE, STARTUP, STEP
@@ -81,24 +81,25 @@ class StageRunner:
             self.callbacks.call("on_stage_begin", self.name, start, self.program.steps)
             unlogged = self.start.meta.get("unlogged")
             meter = Meter(self.program, self.plan.batches, self.tracker, self.name, run, unlogged)
-            cache = self.cache_features(state, start, meter)
+            batches, episodes = self.plan.batches, self.plan.episodes
+            begin = start if self.stop_rule.step is None else self.program.steps
+            caches = plan_caches(self.stage, self.program, batches, episodes, begin)
+            self.cached = caches.programs
+            for note in caches.notes:
+                self.tracker.note(f"{self.name}: {note}")
             rewinds = read_rewinds(self.ctx.config.run_dir, self.name)
+            self.batch_position = batch_position(rewinds)
             if line := left_out(rewinds, start):
                 self.tracker.note(f"{self.name}: {line}")
             with self.tracker.show_stage(self.name, start), self.phases.enter(STEP):
                 if self.start.pending_eval:
                     self.evaluate(state, start, self.evaluations.due(start), meter, saved=True)
-                with self.plan.batches.iterate(
-                    start, self.program.steps, self.plan.rows, run.prefetch, cache.rows if cache else None,
-                    batch_position(rewinds),
-                ) as source:  # fmt: skip
-                    feed = prefetch_to_device(source, self.program.batch_sharding(), self.stage.batch_size)
-                    teacher = self.teacher.params if self.teacher else None
-                    ahead = run.compile_ahead
-                    self.episode_steps = EpisodeSteps(self.program, self.plan.episodes, teacher, ahead=ahead)
-                    for number, episode in enumerate(self.plan.episodes):
-                        if start < episode.stop and self.stop_rule.step is None:
-                            state = self.run_episode(state, number, feed, meter)
+                teacher, ahead = self.teacher.params if self.teacher else None, run.compile_ahead
+                fields = dict.fromkeys(self.cached, caches.fields)
+                self.episode_steps = EpisodeSteps(self.program, episodes, teacher, ahead=ahead, cached=fields)
+                for number, episode in enumerate(episodes):
+                    if start < episode.stop and self.stop_rule.step is None:
+                        state = self.run_episode(state, number, meter)
                 self.finish(state, meter)
 
     def begin(self) -> TrainState:
@@ -114,27 +115,47 @@ class StageRunner:
             self.evaluations.restore(self.start.meta, self.start.scores, pending=self.start.pending_eval)
         return state
 
-    def cache_features(self, state: TrainState, start: int, meter: Meter) -> feature_cache.FeatureCache | None:
-        """Encode the training rows once if the stage asks for it, has steps left and can; else say why not."""
-        batches = self.plan.batches
-        if start >= self.program.steps or self.stop_rule.step is not None or not wants_cache(self.stage):
+    def cache_rows(self, state: TrainState, number: int, meter: Meter) -> feature_cache.FeatureCache | None:
+        """Encode the training rows once with what is frozen in this episode, if its steps read them from a cache.
+
+        A stop ends it; steps that are not on disk yet are saved first.
+        """
+        meter.fields = self.plan.batches.fields
+        if number not in self.cached:
             return None
-        if reason := find_obstacle(self.stage, self.program, batches, start):
-            self.tracker.note(f"{self.name}: features are not cached, every step encodes its rows: {reason}")
-            return None
+        step, doing = int(state.step), "encoding the training rows"
         with (
             self.phases.enter(STARTUP),
-            self.stop.may_exit("encoding the training rows"),
-            reporter.task(f"{self.name}: encoding the training rows", finish=False),
+            nullcontext() if self.has_stepped else self.stop.may_exit(doing),
+            reporter.task(f"{self.name}: {doing}", finish=False) as task,
         ):
-            params = {**state.params, **state.frozen}
-            found = feature_cache.encode_rows(self.program, batches, self.plan.rows, params, self.phases.heartbeat)
+            program, params = self.cached[number], {**state.params, **state.frozen}
+            beat = self.stop.check if self.has_stepped else self.phases.heartbeat
+            encode = self.episode_steps.encoder(number, state)
+            try:
+                found = feature_cache.encode_rows(program, self.plan.batches, self.plan.rows, params, beat, encode)
+            except StopRequested:
+                if self.has_stepped:
+                    self.save(state, step, {}, meter, pending_eval=bool(self.evaluations.due(step)))
+                    self.exit_stopped(step)
+                raise
+        self.tracker.leave_out(task.elapsed)
         size = {"rows": len(found.features), "bytes": found.features.nbytes, "seconds": round(found.seconds, 3)}
-        self.event(start, "features", **size)
+        frozen = program.frozen_layers
+        self.event(step, "features", **size, **({"episode": number, "layers": frozen} if frozen else {}))
         meter.fields = meter.fields | found.fields
         return found
 
-    def run_episode(self, state: TrainState, number: int, feed: Iterator, meter: Meter) -> TrainState:
+    def run_episode(self, state: TrainState, number: int, meter: Meter) -> TrainState:
+        """Train an episode, or what is left of it."""
+        cache, rows = self.cache_rows(state, number, meter), self.plan.rows
+        start, stop, prefetch = int(state.step), self.plan.episodes[number].stop, self.ctx.config.run.prefetch
+        more = cache.rows if cache else None
+        with self.plan.batches.iterate(start, stop, rows, prefetch, more, self.batch_position) as source:
+            feed = prefetch_to_device(source, self.program.batch_sharding(), self.stage.batch_size)
+            return self.run_steps(state, number, feed, meter)
+
+    def run_steps(self, state: TrainState, number: int, feed: Iterator, meter: Meter) -> TrainState:
         with self.compile_phase(f"setting up episode {number}"):
             state, train_step = self.start_episode(state, number, meter)
         begun = int(state.step)
