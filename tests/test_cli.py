@@ -365,6 +365,7 @@ def test_doctor_finds_this_machine_fit_and_says_what_to_do_otherwise(here, capsy
 def test_an_interrupted_process_ends_without_cleaning_up(monkeypatch):
     """The devices may still compute, and jax's clean-up crashed in that."""
     monkeypatch.setattr(main_module, "main", lambda: 130)
+    monkeypatch.setattr(main_module, "_end_soon", lambda code: None)
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(f"at once: {code}")))
     before = signal.getsignal(signal.SIGTERM)
     try:

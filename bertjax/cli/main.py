@@ -92,11 +92,16 @@ def run_process() -> NoReturn:
         # The device may still compute or compile: the interpreter's clean-up would crash in it, or wait for it.
         interrupts.kill_children()
         os._exit(code)
-    if code and not distributed:  # threads of a library may wait for what will never come, such as a failed save
-        ends = threading.Timer(interrupts.GRACE_SECONDS, os._exit, (code,))
-        ends.daemon = True
-        ends.start()
+    if code and not distributed:
+        _end_soon(code)
     sys.exit(code)
+
+
+def _end_soon(code: int) -> None:
+    """Ends the process after a while: after a failed save, threads of a library may wait for ever."""
+    ends = threading.Timer(interrupts.GRACE_SECONDS, os._exit, (code,))
+    ends.daemon = True
+    ends.start()
 
 
 def _flush() -> None:

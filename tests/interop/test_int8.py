@@ -101,7 +101,7 @@ def test_the_folder_appears_in_one_piece(tmp_path, monkeypatch, capsys):
     def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(int8, "save_file", fails)
+    monkeypatch.setattr(int8, "write_tensors", fails)
     assert main(["quantize", "whole", "new/deep/other", "--no-evaluate"]) == 4
     assert "new/deep/other: could not be written: No space left" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "new/deep").iterdir()] == ["small"]
