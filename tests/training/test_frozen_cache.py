@@ -65,7 +65,7 @@ def run(program: TrainProgram, rows: Mapping[str, np.ndarray], count: int, *, ca
         kept = {FROZEN_STATES: np.asarray(jit_encode(own)(params, jax.device_put(rows, own.batch_sharding())))}
         fields = {name: (x.shape[1:], x.dtype) for name, x in rows.items()}
         assert feature_field(own, fields) == (kept[FROZEN_STATES].shape[1:], kept[FROZEN_STATES].dtype)
-    state = program.init_state(params, groups, jax.random.key(2))
+    state = jax.block_until_ready(program.init_state(params, groups, jax.random.key(2)))
     step, losses = jit_train_step(program, state), []
     for number in range(STEPS):
         order = np.random.default_rng(number).permutation(len(rows["input_ids"]))
@@ -73,6 +73,7 @@ def run(program: TrainProgram, rows: Mapping[str, np.ndarray], count: int, *, ca
         if cached:  # nothing below reads them
             batch |= {name: np.zeros_like(batch[name]) for name in ("input_ids", "token_type_ids", "positions")}
         state, metrics = step(state, jax.device_put(batch, program.batch_sharding()))
+        jax.block_until_ready(state)  # two programs at once may wait for each other's collectives on a CPU
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get({**state.params, **state.frozen})
 
